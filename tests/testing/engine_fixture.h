@@ -1,0 +1,108 @@
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "service/engine/checksum.h"
+#include "service/engine/engine.h"
+#include "tests/testing/fake_clock.h"
+#include "tests/testing/manual_executor.h"
+#include "tests/testing/status_matchers.h"
+
+namespace sketchkv {
+
+inline BlockHash TestHash(uint64_t n) {
+  uint8_t bytes[20] = {};
+  std::memcpy(bytes, &n, sizeof(n));
+  return *BlockHash::FromBytes(bytes);
+}
+
+inline std::span<const std::byte> Bytes(const std::string& text) {
+  return {reinterpret_cast<const std::byte*>(text.data()), text.size()};
+}
+
+// A raw fp32 payload of `range` in the order NHD, and its numbers by name.
+struct RawPart {
+  PartLayout layout;
+  std::string payload;
+};
+
+inline RawPart RandomPart(const Model& model, CellRange range, uint32_t num_tokens, uint64_t seed,
+                          RawOrder order = RawOrder::kNhd) {
+  RawPart part;
+  part.layout.range = *ResolveRange(range, model.layout());
+  part.layout.num_tokens = num_tokens;
+  part.layout.raw_order = order;
+  const RawPartFormat format(model.layout(), part.layout.range, num_tokens, order);
+  part.payload.resize(format.total_bytes());
+  std::mt19937_64 random(seed);
+  std::normal_distribution<float> normal;
+  for (size_t i = 0; i < part.payload.size(); i += sizeof(float)) {
+    const float x = normal(random);
+    std::memcpy(part.payload.data() + i, &x, sizeof(x));
+  }
+  part.layout.checksum = PayloadChecksum(Bytes(part.payload));
+  return part;
+}
+
+// Attention in double, the obvious way: keys and values as [tokens][dim] of one head.
+struct DoubleAttention {
+  std::vector<double> out;
+  double lse = -std::numeric_limits<double>::infinity();
+};
+inline DoubleAttention AttendInDouble(const std::vector<std::vector<double>>& keys,
+                                      const std::vector<std::vector<double>>& values,
+                                      const std::vector<double>& query, double scale, double softcap,
+                                      size_t value_dim) {
+  std::vector<double> logits;
+  for (const auto& key : keys) {
+    double dot = 0;
+    for (size_t c = 0; c < query.size(); ++c) dot += key[c] * query[c];
+    dot *= scale;
+    if (softcap > 0) dot = softcap * std::tanh(dot / softcap);
+    logits.push_back(dot);
+  }
+  DoubleAttention result{.out = std::vector<double>(value_dim, 0.0)};
+  double sum = 0;
+  for (const double logit : logits) sum += std::exp(logit);
+  for (size_t t = 0; t < logits.size(); ++t) {
+    for (size_t c = 0; c < value_dim; ++c) {
+      result.out[c] += std::exp(logits[t]) / sum * values[t][c];
+    }
+  }
+  if (!logits.empty()) result.lse = std::log(sum);
+  return result;
+}
+
+// An engine over a pool, without threads.
+struct EngineFixture {
+  explicit EngineFixture(size_t budget_bytes = size_t{64} << 20, Isa isa = Isa::kScalar)
+      : pool({.budget_bytes = budget_bytes}, &clock), models(isa), engine(&models, &pool, &executor) {}
+
+  std::shared_ptr<const Model> Register(const std::string& name, const KvLayout& layout,
+                                        const std::string& profile) {
+    LayerProfileRequest request;
+    request.profile.name = profile;
+    return *models.Register(0, name, layout, {request});
+  }
+  absl::StatusOr<Engine::PutResult> Put(const std::shared_ptr<const Model>& model, uint64_t hash,
+                                        std::optional<uint64_t> parent, const RawPart& part) {
+    Engine::PutRequest request{
+        .model = model, .hash = TestHash(hash), .part = part.layout, .payload = Bytes(part.payload)};
+    if (parent.has_value()) request.parent = TestHash(*parent);
+    return engine.Put(0, request);
+  }
+
+  FakeClock clock;
+  BlockPool pool;
+  ModelRegistry models;
+  ManualExecutor executor;
+  Engine engine;
+};
+
+}  // namespace sketchkv

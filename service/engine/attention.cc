@@ -1,0 +1,305 @@
+#include "service/engine/attention.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/base/status_macros.h"
+
+namespace sketchkv {
+namespace {
+
+// One unit of parallel work: a kv head of an item over one split of its tokens.
+struct Unit {
+  uint32_t item = 0;
+  uint32_t head = 0;  // counted from the item's head_begin
+  uint32_t token_begin = 0;
+  uint32_t token_end = 0;
+};
+
+// Where an item's rows lie in the request's queries and in its results.
+struct ItemShape {
+  uint32_t rows_per_head = 0;  // num_query_tokens * queries_per_kv_head
+  uint32_t query_heads = 0;
+  size_t query_offset = 0;  // floats
+};
+
+std::vector<ItemShape> ShapeItems(const AttentionRequest& request) {
+  std::vector<ItemShape> shapes;
+  size_t offset = 0;
+  for (const AttentionItem& item : request.items) {
+    const uint32_t query_heads = item.head_count * request.queries_per_kv_head;
+    shapes.push_back({.rows_per_head = item.num_query_tokens * request.queries_per_kv_head,
+                      .query_heads = query_heads,
+                      .query_offset = offset});
+    offset += size_t{item.num_query_tokens} * query_heads * request.model->layout().head_dim;
+  }
+  return shapes;
+}
+
+// Row (query token t, query head j of kv head h) of [num_query_tokens, query heads].
+size_t RowIndex(const AttentionRequest& request, const ItemShape& shape, uint32_t head,
+                uint32_t row) {
+  const uint32_t group = request.queries_per_kv_head;
+  return size_t{row / group} * shape.query_heads + head * group + row % group;
+}
+
+// The queries of one kv head, contiguous: [rows_per_head, head_dim].
+std::unique_ptr<PreparedQueries> PrepareHead(const AttentionRequest& request,
+                                             const ItemShape& shape, const CellCodec& codec,
+                                             uint32_t head) {
+  const uint32_t dim = request.model->layout().head_dim;
+  std::vector<float> gathered(size_t{shape.rows_per_head} * dim);
+  for (uint32_t row = 0; row < shape.rows_per_head; ++row) {
+    const float* from = request.queries.data() + shape.query_offset +
+                        RowIndex(request, shape, head, row) * dim;
+    std::copy_n(from, dim, gathered.data() + size_t{row} * dim);
+  }
+  return codec.PrepareQueries(gathered);
+}
+
+// Calls visit(cell bytes, first, last token in the cell, tokens before it) for each cell of `head`
+// that has tokens in [begin, end).
+template <typename Visit>
+void VisitCells(const Model& model, const AttentionTarget& target, uint32_t layer, uint32_t head,
+                uint32_t begin, uint32_t end, const Visit& visit) {
+  const size_t offset = model.codec->cell_offset(layer, head);
+  const size_t bytes = model.codec->cell(layer).cell_bytes();
+  const auto first =
+      std::upper_bound(target.block_begin.begin(), target.block_begin.end(), begin) - 1;
+  for (size_t i = first - target.block_begin.begin(); i < target.blocks.size(); ++i) {
+    const uint32_t block_begin = target.block_begin[i];
+    if (block_begin >= end) break;
+    const uint32_t from = std::max(begin, block_begin) - block_begin;
+    const uint32_t to = std::min(end, target.block_begin[i + 1]) - block_begin;
+    if (from < to) visit(target.blocks[i].bytes.subspan(offset, bytes), from, to, block_begin);
+  }
+}
+
+std::vector<Unit> SplitWork(const AttentionRequest& request,
+                            std::span<const AttentionTarget> targets) {
+  std::vector<Unit> units;
+  for (uint32_t i = 0; i < request.items.size(); ++i) {
+    const AttentionTarget& target = targets[i];
+    for (uint32_t head = 0; head < request.items[i].head_count; ++head) {
+      uint32_t begin = target.token_begin;
+      do {
+        const uint32_t next = begin / kAttentionSplitTokens * kAttentionSplitTokens;
+        const uint32_t end = static_cast<uint32_t>(
+            std::min<uint64_t>(target.token_end, uint64_t{next} + kAttentionSplitTokens));
+        units.push_back({.item = i, .head = head, .token_begin = begin, .token_end = end});
+        begin = end;
+      } while (begin < target.token_end);
+    }
+  }
+  return units;
+}
+
+// Why the request is no longer wanted; OK while it is.
+absl::Status StillWanted(const AttentionRequest& request) {
+  if (request.cancelled && request.cancelled()) return absl::CancelledError("cancelled");
+  if (request.deadline != TimePoint::max() && std::chrono::steady_clock::now() >= request.deadline) {
+    return absl::DeadlineExceededError("the deadline passed while the request ran");
+  }
+  return absl::OkStatus();
+}
+
+// Runs body(unit) for all units, stopping early when the request is no longer wanted.
+template <typename Body>
+absl::Status RunUnits(const AttentionRequest& request, size_t num_units, Executor* executor,
+                      const Body& body) {
+  std::atomic<bool> stop{false};
+  executor->ParallelFor(num_units, [&](size_t i) {
+    if (stop.load(std::memory_order_relaxed)) return;
+    if (!StillWanted(request).ok()) {
+      stop.store(true, std::memory_order_relaxed);
+      return;
+    }
+    body(i);
+  });
+  if (!stop.load()) return absl::OkStatus();
+  absl::Status why = StillWanted(request);
+  return why.ok() ? absl::CancelledError("cancelled") : why;
+}
+
+// Folds `from` into `into`: both unnormalised, in the codec's value domain.
+void MergePartial(const AttentionPartial& from, AttentionPartial* into) {
+  const size_t rows = into->max.size();
+  if (rows == 0) return;
+  const size_t dim = into->out.size() / rows;
+  for (size_t r = 0; r < rows; ++r) {
+    const float top = std::max(into->max[r], from.max[r]);
+    if (top == -std::numeric_limits<float>::infinity()) continue;
+    const float keep = std::exp(into->max[r] - top);
+    const float add = std::exp(from.max[r] - top);
+    into->max[r] = top;
+    into->sum[r] = into->sum[r] * keep + from.sum[r] * add;
+    for (size_t c = 0; c < dim; ++c) {
+      into->out[r * dim + c] = into->out[r * dim + c] * keep + from.out[r * dim + c] * add;
+    }
+  }
+}
+
+float CapLogit(float score, const AttentionOptions& options) {
+  const float logit = score * options.softmax_scale;
+  if (options.logit_softcap <= 0.0f) return logit;
+  return options.logit_softcap * std::tanh(logit / options.logit_softcap);
+}
+
+absl::Status ValidateItem(const AttentionRequest& request, size_t index) {
+  const AttentionItem& item = request.items[index];
+  const KvLayout& layout = request.model->layout();
+  const auto invalid = [index](const auto&... parts) {
+    return absl::InvalidArgumentError(absl::StrCat("items[", index, "].", parts...));
+  };
+  const int targets = int{item.tip.has_value()} + int{!item.blocks.empty()} +
+                      int{item.lease_id != 0};
+  if (targets != 1) return invalid("target: ", targets, " of tip, blocks and lease_id; it needs 1");
+  if (item.blocks.size() > 65536) return invalid("blocks has ", item.blocks.size(), " of at most 65536");
+  if (item.layer >= layout.num_layers) {
+    return invalid("layer is ", item.layer, "; the model has ", layout.num_layers);
+  }
+  if (item.head_count == 0 || item.head_begin >= layout.num_kv_heads ||
+      item.head_count > layout.num_kv_heads - item.head_begin) {
+    return invalid("head_begin + head_count is ", uint64_t{item.head_begin} + item.head_count,
+                   "; the model has ", layout.num_kv_heads);
+  }
+  if (item.num_query_tokens < 1 || item.num_query_tokens > 1024) {
+    return invalid("num_query_tokens is ", item.num_query_tokens, "; it needs 1 to 1024");
+  }
+  if (item.token_end.has_value() && *item.token_end < item.token_begin) {
+    return invalid("token_end is ", *item.token_end, "; token_begin is ", item.token_begin);
+  }
+  if (!(item.options.softmax_scale > 0) || !std::isfinite(item.options.softmax_scale)) {
+    return invalid("softmax_scale is ", item.options.softmax_scale, "; it needs > 0 and finite");
+  }
+  if (!(item.options.logit_softcap >= 0) || !std::isfinite(item.options.logit_softcap)) {
+    return invalid("logit_softcap is ", item.options.logit_softcap, "; it needs >= 0 and finite");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status ValidateAttention(const AttentionRequest& request) {
+  if (request.queries_per_kv_head < 1 || request.queries_per_kv_head > 128) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "queries_per_kv_head is ", request.queries_per_kv_head, "; it needs 1 to 128"));
+  }
+  if (request.items.empty() || request.items.size() > 4096) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("items has ", request.items.size(), " entries; it needs 1 to 4096"));
+  }
+  uint64_t floats = 0;
+  for (size_t i = 0; i < request.items.size(); ++i) {
+    SKETCHKV_RETURN_IF_ERROR(ValidateItem(request, i));
+    const AttentionItem& item = request.items[i];
+    // At most 4096 * 1024 * 256 * 128 * 576: fits in 64 bits.
+    floats += uint64_t{item.num_query_tokens} * item.head_count * request.queries_per_kv_head *
+              request.model->layout().head_dim;
+  }
+  if (floats != request.queries.size()) {
+    return absl::InvalidArgumentError(absl::StrCat("queries has ", request.queries.size() * 4,
+                                                   " bytes; the items need ", floats * 4));
+  }
+  for (size_t i = 0; i < request.queries.size(); ++i) {
+    if (std::isfinite(request.queries[i])) continue;
+    const uint32_t dim = request.model->layout().head_dim;
+    return absl::InvalidArgumentError(absl::StrCat("queries has ", request.queries[i], " at row ",
+                                                   i / dim, ", channel ", i % dim));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<AttentionResult>> ComputeAttention(
+    const AttentionRequest& request, std::span<const AttentionTarget> targets, Executor* executor) {
+  const Model& model = *request.model;
+  const uint32_t value_dim = model.layout().value_dim;
+  const std::vector<ItemShape> shapes = ShapeItems(request);
+  const std::vector<Unit> units = SplitWork(request, targets);
+  std::vector<AttentionPartial> partials(units.size());
+  SKETCHKV_RETURN_IF_ERROR(RunUnits(request, units.size(), executor, [&](size_t i) {
+    const Unit& unit = units[i];
+    const AttentionItem& item = request.items[unit.item];
+    const CellCodec& codec = model.codec->cell(item.layer);
+    const auto queries = PrepareHead(request, shapes[unit.item], codec, unit.head);
+    partials[i] = codec.NewPartial(queries->num_queries());
+    VisitCells(model, targets[unit.item], item.layer, item.head_begin + unit.head, unit.token_begin,
+               unit.token_end,
+               [&](std::span<const std::byte> cell, uint32_t from, uint32_t to, uint32_t) {
+                 codec.Attend(cell, from, to, *queries, item.options, &partials[i]);
+               });
+  }));
+
+  std::vector<AttentionResult> results(request.items.size());
+  for (size_t i = 0; i < results.size(); ++i) {
+    const size_t rows = size_t{request.items[i].num_query_tokens} * shapes[i].query_heads;
+    results[i].out.resize(rows * value_dim);
+    results[i].lse.resize(rows);
+  }
+  for (size_t i = 0; i < units.size();) {
+    const Unit& unit = units[i];
+    size_t next = i + 1;
+    for (; next < units.size() && units[next].item == unit.item && units[next].head == unit.head;
+         ++next) {
+      MergePartial(partials[next], &partials[i]);
+    }
+    const ItemShape& shape = shapes[unit.item];
+    std::vector<float> out(size_t{shape.rows_per_head} * value_dim);
+    std::vector<float> lse(shape.rows_per_head);
+    model.codec->cell(request.items[unit.item].layer).Finish(partials[i], out.data(), lse.data());
+    AttentionResult& result = results[unit.item];
+    for (uint32_t row = 0; row < shape.rows_per_head; ++row) {
+      const size_t to = RowIndex(request, shape, unit.head, row);
+      std::copy_n(out.data() + size_t{row} * value_dim, value_dim,
+                  result.out.data() + to * value_dim);
+      result.lse[to] = lse[row];
+    }
+    i = next;
+  }
+  return results;
+}
+
+absl::StatusOr<std::vector<ScoreResult>> ComputeScores(const AttentionRequest& request,
+                                                       std::span<const AttentionTarget> targets,
+                                                       Executor* executor) {
+  const Model& model = *request.model;
+  const std::vector<ItemShape> shapes = ShapeItems(request);
+  std::vector<ScoreResult> results(request.items.size());
+  for (size_t i = 0; i < results.size(); ++i) {
+    const size_t rows = size_t{request.items[i].num_query_tokens} * shapes[i].query_heads;
+    results[i].token_begin = targets[i].token_begin;
+    results[i].num_tokens = targets[i].token_end - targets[i].token_begin;
+    results[i].logits.resize(rows * results[i].num_tokens);
+  }
+  const std::vector<Unit> units = SplitWork(request, targets);
+  SKETCHKV_RETURN_IF_ERROR(RunUnits(request, units.size(), executor, [&](size_t i) {
+    const Unit& unit = units[i];
+    const AttentionItem& item = request.items[unit.item];
+    const ItemShape& shape = shapes[unit.item];
+    ScoreResult& result = results[unit.item];
+    const CellCodec& codec = model.codec->cell(item.layer);
+    const auto queries = PrepareHead(request, shape, codec, unit.head);
+    std::vector<float> scores(size_t{shape.rows_per_head} * model.layout().block_tokens);
+    const auto score_cell = [&](std::span<const std::byte> cell, uint32_t from, uint32_t to,
+                                uint32_t block_begin) {
+      const uint32_t count = to - from;
+      codec.Score(cell, from, to, *queries, scores.data(), count);
+      for (uint32_t row = 0; row < shape.rows_per_head; ++row) {
+        float* logits = result.logits.data() +
+                        RowIndex(request, shape, unit.head, row) * result.num_tokens +
+                        (block_begin + from - result.token_begin);
+        for (uint32_t t = 0; t < count; ++t) {
+          logits[t] = CapLogit(scores[size_t{row} * count + t], item.options);
+        }
+      }
+    };
+    VisitCells(model, targets[unit.item], item.layer, item.head_begin + unit.head, unit.token_begin,
+               unit.token_end, score_cell);
+  }));
+  return results;
+}
+
+}  // namespace sketchkv

@@ -1,0 +1,77 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/codec.h"
+#include "service/engine/executor.h"
+#include "service/engine/model_registry.h"
+#include "service/pool/block.h"
+
+namespace sketchkv {
+
+// One sequence in one layer. Exactly one of tip, blocks and lease_id names the tokens.
+struct AttentionItem {
+  std::optional<BlockHash> tip;   // this block and its ancestors
+  std::vector<BlockHash> blocks;  // these, in order
+  uint64_t lease_id = 0;          // the leased chain
+  uint32_t layer = 0;
+  uint32_t head_begin = 0;
+  uint32_t head_count = 0;  // resolved, inside the model
+  uint32_t num_query_tokens = 0;
+  uint32_t token_begin = 0;
+  std::optional<uint32_t> token_end;  // clamped to the target's tokens
+  AttentionOptions options;           // scale resolved
+};
+
+struct AttentionRequest {
+  std::shared_ptr<const Model> model;
+  uint32_t queries_per_kv_head = 1;
+  std::vector<AttentionItem> items;
+  // Item after item: [num_query_tokens, head_count * queries_per_kv_head, head_dim], all finite.
+  std::span<const float> queries;
+  TimePoint deadline = TimePoint::max();
+  std::function<bool()> cancelled;  // may be empty
+};
+
+struct AttentionResult {
+  std::vector<float> out;  // [num_query_tokens, query heads, value_dim]
+  std::vector<float> lse;  // [num_query_tokens, query heads]
+};
+
+struct ScoreResult {
+  uint32_t token_begin = 0;
+  uint32_t num_tokens = 0;
+  std::vector<float> logits;  // [num_query_tokens * query heads, num_tokens]
+};
+
+// The tokens of one item, pinned by the caller.
+struct AttentionTarget {
+  std::vector<BlockView> blocks;
+  std::vector<uint32_t> block_begin;  // first token of each block, and the number of tokens at last
+  uint32_t token_begin = 0;           // clamped range
+  uint32_t token_end = 0;
+};
+
+// Tokens of one partial: long contexts are split at multiples of this and merged in order, so the
+// result does not depend on how many threads took part.
+inline constexpr uint32_t kAttentionSplitTokens = 4096;
+
+// Sizes, ranges and finiteness of a request, before anything is pinned. INVALID_ARGUMENT names the
+// field and both numbers.
+[[nodiscard]] absl::Status ValidateAttention(const AttentionRequest& request);
+
+// One result an item; targets[i] belongs to request.items[i]. CANCELLED and DEADLINE_EXCEEDED when
+// the request stopped being wanted on the way.
+[[nodiscard]] absl::StatusOr<std::vector<AttentionResult>> ComputeAttention(
+    const AttentionRequest& request, std::span<const AttentionTarget> targets, Executor* executor);
+[[nodiscard]] absl::StatusOr<std::vector<ScoreResult>> ComputeScores(
+    const AttentionRequest& request, std::span<const AttentionTarget> targets, Executor* executor);
+
+}  // namespace sketchkv

@@ -1,0 +1,36 @@
+#include "service/engine/checksum.h"
+
+#include <xxhash.h>
+
+#include <array>
+#include <cstring>
+
+namespace sketchkv {
+
+uint64_t PayloadChecksum(std::span<const std::byte> payload) {
+  return XXH3_64bits(payload.data(), payload.size());
+}
+
+CellChecksummer::CellChecksummer(const BlockKey& key, uint32_t num_tokens) {
+  std::array<uint8_t, sizeof(uint32_t) * 2 + sizeof(Fingerprint) + 1 + BlockHash::kMaxBytes> bound{};
+  uint8_t* at = bound.data();
+  const auto append = [&at](const void* data, size_t size) {
+    std::memcpy(at, data, size);
+    at += size;
+  };
+  append(&key.tenant, sizeof(key.tenant));
+  append(&num_tokens, sizeof(num_tokens));
+  append(key.fingerprint.data(), key.fingerprint.size());
+  const uint8_t hash_size = static_cast<uint8_t>(key.hash.bytes().size());
+  append(&hash_size, 1);
+  append(key.hash.bytes().data(), hash_size);
+  block_seed_ = XXH3_64bits(bound.data(), bound.size());
+}
+
+uint32_t CellChecksummer::Of(uint32_t layer, uint32_t head,
+                             std::span<const std::byte> cell) const {
+  const uint64_t seed = block_seed_ ^ (uint64_t{layer} << 32 | head);
+  return static_cast<uint32_t>(XXH3_64bits_withSeed(cell.data(), cell.size(), seed));
+}
+
+}  // namespace sketchkv

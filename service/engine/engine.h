@@ -1,0 +1,116 @@
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "service/engine/attention.h"
+#include "service/engine/executor.h"
+#include "service/engine/model_registry.h"
+#include "service/engine/part.h"
+#include "service/pool/block_pool.h"
+
+namespace sketchkv {
+
+// The use cases, in domain types: it joins codec and pool, which never see each other. Calls run on
+// the caller's thread (an executor's worker) and spread over idle workers; none blocks on I/O.
+// Thread-safe. Every call is on behalf of `tenant` and sees nothing of another.
+class Engine {
+ public:
+  // All outlive the engine.
+  Engine(ModelRegistry* models, BlockPool* pool, Executor* executor);
+
+  [[nodiscard]] ModelRegistry& models() { return *models_; }
+  [[nodiscard]] BlockPool& pool() { return *pool_; }
+
+  struct PutRequest {
+    std::shared_ptr<const Model> model;
+    BlockHash hash;
+    std::optional<BlockHash> parent;
+    PartLayout part;
+    bool encoded = false;
+    std::span<const std::byte> payload;
+  };
+  struct PutResult {
+    bool already_present = false;
+    bool sealed = false;
+  };
+  // Errors: INVALID_ARGUMENT (sizes, ranges, NaN or Inf with layer, head and token, damaged encoded
+  // cell), DATA_LOSS (checksum), and those of BlockPool::Reserve and Commit; ABORTED means try again.
+  [[nodiscard]] absl::StatusOr<PutResult> Put(uint32_t tenant, const PutRequest& request);
+
+  struct GetRequest {
+    std::shared_ptr<const Model> model;
+    BlockHash hash;
+    CellRange range;
+    std::optional<DType> dtype;  // none: encoded cells
+    RawOrder raw_order = RawOrder::kNhd;
+  };
+  // The size of the payload Get will give for a full block. INVALID_ARGUMENT as Get.
+  [[nodiscard]] absl::StatusOr<uint64_t> MaxGetBytes(const GetRequest& request) const;
+  // NOT_FOUND; INVALID_ARGUMENT (range, dtype); DATA_LOSS: stored bytes are damaged, the block is
+  // dropped.
+  [[nodiscard]] absl::StatusOr<Part> Get(uint32_t tenant, const GetRequest& request);
+
+  // Transform; nothing is stored. Errors as Put and Get.
+  [[nodiscard]] absl::StatusOr<Part> Encode(const Model& model, const PartLayout& part,
+                                            std::span<const std::byte> payload);
+  [[nodiscard]] absl::StatusOr<Part> Decode(const Model& model, const PartLayout& part,
+                                            std::span<const std::byte> payload, DType dtype,
+                                            RawOrder raw_order);
+
+  struct LookupResult {
+    uint32_t num_blocks = 0;
+    uint32_t num_tokens = 0;
+    std::optional<BlockPool::Lease> lease;
+  };
+  // lease_ttl 0: no lease. A lease that the pool's cap refuses is simply not given.
+  [[nodiscard]] absl::StatusOr<LookupResult> Lookup(uint32_t tenant, const Model& model,
+                                                    std::span<const BlockHash> chain,
+                                                    std::chrono::milliseconds lease_ttl);
+
+  // NOT_FOUND (names the first missing ancestor), INVALID_ARGUMENT, DEADLINE_EXCEEDED, CANCELLED.
+  [[nodiscard]] absl::StatusOr<std::vector<AttentionResult>> Attend(
+      uint32_t tenant, const AttentionRequest& request);
+  // Calls `emit` for each item in order with its logits [rows, num_tokens].
+  [[nodiscard]] absl::StatusOr<std::vector<ScoreResult>> Score(uint32_t tenant,
+                                                               const AttentionRequest& request);
+
+  // Blocks hidden, subtrees included; unknown hashes count 0.
+  [[nodiscard]] uint64_t Delete(uint32_t tenant, const Model& model,
+                                std::span<const BlockHash> hashes);
+  // Forgets the model and drops its blocks; returns how many.
+  [[nodiscard]] absl::StatusOr<uint64_t> Unregister(uint32_t tenant, const std::string& name);
+
+  struct Stats {
+    uint64_t put_raw_bytes_total = 0;     // as raw, whatever travelled
+    uint64_t put_stored_bytes_total = 0;  // of cells written
+  };
+  [[nodiscard]] Stats GetStats() const;
+
+ private:
+  struct ResolvedTarget;
+  absl::StatusOr<ResolvedTarget> Resolve(uint32_t tenant, const AttentionRequest& request,
+                                         const AttentionItem& item);
+  absl::StatusOr<std::vector<ResolvedTarget>> ResolveAll(uint32_t tenant,
+                                                         const AttentionRequest& request);
+  absl::Status VerifyCells(const Model& model, const BlockView& block, const CellRange& range) const;
+
+  // Constant after construction.
+  ModelRegistry* const models_;
+  BlockPool* const pool_;
+  Executor* const executor_;
+
+  std::atomic<uint64_t> put_raw_bytes_{0};
+  std::atomic<uint64_t> put_stored_bytes_{0};
+};
+
+}  // namespace sketchkv

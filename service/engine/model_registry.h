@@ -1,0 +1,65 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/base/mutex.h"
+#include "kernels/codec.h"
+#include "service/pool/block.h"
+
+namespace sketchkv {
+
+// A profile asked for, and the layers it is for. layer_count 0: all from layer_begin on.
+struct LayerProfileRequest {
+  ProfileRequest profile;
+  uint32_t layer_begin = 0;
+  uint32_t layer_count = 0;
+};
+
+// A registered model. Immutable.
+struct Model {
+  std::string name;
+  uint32_t tenant = 0;
+  std::unique_ptr<const BlockCodec> codec;
+  Fingerprint fingerprint{};
+  BlockShape shape;
+
+  [[nodiscard]] const KvLayout& layout() const { return codec->layout(); }
+  // Bytes of one full block in the layout's dtypes.
+  [[nodiscard]] uint64_t raw_block_bytes() const;
+};
+
+// The models of all tenants. Thread-safe; a Model stays valid while somebody holds it.
+class ModelRegistry {
+ public:
+  static constexpr size_t kMaxModels = 4096;
+
+  explicit ModelRegistry(Isa isa) : isa_(isa) {}
+
+  // Idempotent. INVALID_ARGUMENT names the field; ALREADY_EXISTS names the first field in which the
+  // registered model of this name differs; RESOURCE_EXHAUSTED: kMaxModels.
+  [[nodiscard]] absl::StatusOr<std::shared_ptr<const Model>> Register(
+      uint32_t tenant, const std::string& name, const KvLayout& layout,
+      const std::vector<LayerProfileRequest>& profiles);
+  [[nodiscard]] absl::StatusOr<std::shared_ptr<const Model>> Get(uint32_t tenant,
+                                                                 const std::string& name) const;
+  [[nodiscard]] std::vector<std::shared_ptr<const Model>> List(uint32_t tenant) const;
+  [[nodiscard]] absl::StatusOr<std::shared_ptr<const Model>> Remove(uint32_t tenant,
+                                                                    const std::string& name);
+  [[nodiscard]] size_t size() const;
+
+ private:
+  const Isa isa_;  // constant after construction
+
+  mutable Mutex mu_;
+  std::map<std::pair<uint32_t, std::string>, std::shared_ptr<const Model>> models_
+      SKETCHKV_GUARDED_BY(mu_);
+};
+
+}  // namespace sketchkv

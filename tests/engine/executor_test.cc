@@ -1,0 +1,192 @@
+#include "service/engine/executor.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <thread>
+#include <vector>
+
+#include "kernels/base/mutex.h"
+#include "tests/testing/fake_clock.h"
+#include "tests/testing/status_matchers.h"
+
+namespace sketchkv {
+namespace {
+
+// Counts to one; tests wait on it instead of sleeping.
+class Gate {
+ public:
+  void Open() {
+    MutexLock lock(&mu_);
+    open_ = true;
+    cv_.NotifyAll();
+  }
+  void Wait() {
+    MutexLock lock(&mu_);
+    while (!open_) cv_.Wait(&mu_);
+  }
+
+ private:
+  Mutex mu_;
+  CondVar cv_;
+  bool open_ = false;
+};
+
+Task MakeTask(std::function<void()> run, std::function<void(absl::Status)> drop) {
+  return {.run = std::move(run), .drop = std::move(drop)};
+}
+
+void NeverDropped(absl::Status why) { ADD_FAILURE() << "dropped: " << why; }
+
+TEST(ExecutorTest, RunsWhatWasSubmitted) {
+  FakeClock clock;
+  std::atomic<int> ran{0};
+  Gate all;
+  ThreadExecutor executor(3, 100, &clock);
+  for (int i = 0; i < 100; ++i) {
+    SKETCHKV_ASSERT_OK(executor.Submit(MakeTask([&] { if (++ran == 100) all.Open(); }, NeverDropped)));
+    if (executor.GetStats().queued > 90) std::this_thread::yield();
+  }
+  all.Wait();
+  EXPECT_EQ(ran, 100);
+}
+
+TEST(ExecutorTest, FullQueueIsRefusedWithItsBound) {
+  FakeClock clock;
+  Gate begun, go;
+  ThreadExecutor executor(1, 2, &clock);
+  SKETCHKV_ASSERT_OK(executor.Submit(MakeTask([&] { begun.Open(); go.Wait(); }, NeverDropped)));
+  begun.Wait();
+  SKETCHKV_ASSERT_OK(executor.Submit(MakeTask([] {}, NeverDropped)));
+  SKETCHKV_ASSERT_OK(executor.Submit(MakeTask([] {}, NeverDropped)));
+  EXPECT_THAT(executor.Submit(MakeTask([] { FAIL(); }, NeverDropped)),
+              StatusIs(absl::StatusCode::kResourceExhausted, {"2 of 2"}));
+  Task own = MakeTask([] {}, NeverDropped);
+  own.bypass_bound = true;
+  SKETCHKV_EXPECT_OK(executor.Submit(std::move(own)));
+  Gate last;
+  Task end = MakeTask([&] { last.Open(); }, NeverDropped);
+  end.bypass_bound = true;
+  SKETCHKV_EXPECT_OK(executor.Submit(std::move(end)));
+  go.Open();
+  last.Wait();
+}
+
+TEST(ExecutorTest, LateAndCancelledWorkIsDroppedBeforeItBegins) {
+  FakeClock clock;
+  Gate begun, go, late_dropped, cancelled_dropped;
+  ThreadExecutor executor(1, 10, &clock);
+  SKETCHKV_ASSERT_OK(executor.Submit(MakeTask([&] { begun.Open(); go.Wait(); }, NeverDropped)));
+  begun.Wait();
+  Task late = MakeTask([] { ADD_FAILURE() << "ran late"; }, [&](absl::Status why) {
+    EXPECT_THAT(why, StatusIs(absl::StatusCode::kDeadlineExceeded));
+    late_dropped.Open();
+  });
+  late.deadline = clock.Now() + std::chrono::seconds(1);
+  SKETCHKV_ASSERT_OK(executor.Submit(std::move(late)));
+  std::atomic<bool> cancelled{false};
+  Task unwanted = MakeTask([] { ADD_FAILURE() << "ran cancelled"; }, [&](absl::Status why) {
+    EXPECT_THAT(why, StatusIs(absl::StatusCode::kCancelled));
+    cancelled_dropped.Open();
+  });
+  unwanted.cancelled = [&] { return cancelled.load(); };
+  SKETCHKV_ASSERT_OK(executor.Submit(std::move(unwanted)));
+  clock.Advance(std::chrono::seconds(2));
+  cancelled = true;
+  go.Open();
+  late_dropped.Wait();
+  cancelled_dropped.Wait();
+  EXPECT_EQ(executor.GetStats().dropped_total, 2);
+}
+
+TEST(ExecutorTest, StopDropsWhatIsQueuedAndWaitsForWhatRuns) {
+  FakeClock clock;
+  Gate begun, go;
+  std::atomic<bool> finished{false};
+  std::atomic<int> dropped{0};
+  ThreadExecutor executor(1, 10, &clock);
+  SKETCHKV_ASSERT_OK(executor.Submit(MakeTask(
+      [&] {
+        begun.Open();
+        go.Wait();
+        finished = true;
+      },
+      NeverDropped)));
+  begun.Wait();
+  for (int i = 0; i < 3; ++i) {
+    SKETCHKV_ASSERT_OK(executor.Submit(MakeTask([] { ADD_FAILURE(); }, [&](absl::Status why) {
+      EXPECT_THAT(why, StatusIs(absl::StatusCode::kUnavailable));
+      ++dropped;
+    })));
+  }
+  std::thread stopper([&] { executor.Stop(); });
+  while (executor.Submit(MakeTask([] {}, [&](absl::Status) {})).ok()) std::this_thread::yield();
+  go.Open();
+  stopper.join();
+  EXPECT_TRUE(finished);
+  EXPECT_GE(dropped, 3);
+  EXPECT_THAT(executor.Submit(MakeTask([] {}, NeverDropped)),
+              StatusIs(absl::StatusCode::kUnavailable));
+}
+
+TEST(ExecutorTest, DrainFinishesWhatHasBegunAndRefusesNewWork) {
+  FakeClock clock;
+  Gate begun, go;
+  std::atomic<int> ran{0};
+  ThreadExecutor executor(1, 10, &clock);
+  SKETCHKV_ASSERT_OK(executor.Submit(MakeTask([&] { begun.Open(); go.Wait(); ++ran; }, NeverDropped)));
+  SKETCHKV_ASSERT_OK(executor.Submit(MakeTask([&] { ++ran; }, NeverDropped)));
+  begun.Wait();
+  EXPECT_FALSE(executor.Drain(std::chrono::milliseconds(1)));
+  EXPECT_THAT(executor.Submit(MakeTask([] {}, NeverDropped)),
+              StatusIs(absl::StatusCode::kUnavailable));
+  go.Open();
+  EXPECT_TRUE(executor.Drain(std::chrono::seconds(60)));
+  EXPECT_EQ(ran, 2);
+}
+
+TEST(ExecutorTest, ParallelForCallsEachIndexOnceAlsoFromSeveralTasksAtOnce) {
+  FakeClock clock;
+  constexpr size_t kTasks = 8, kCount = 500;
+  std::vector<std::vector<std::atomic<int>>> calls(kTasks);
+  for (auto& row : calls) row = std::vector<std::atomic<int>>(kCount);
+  std::atomic<size_t> done{0};
+  Gate all;
+  ThreadExecutor executor(3, 100, &clock);
+  for (size_t task = 0; task < kTasks; ++task) {
+    SKETCHKV_ASSERT_OK(executor.Submit(MakeTask(
+        [&, task] {
+          executor.ParallelFor(kCount, [&](size_t i) { ++calls[task][i]; });
+          for (size_t i = 0; i < kCount; ++i) EXPECT_EQ(calls[task][i], 1);
+          if (++done == kTasks) all.Open();
+        },
+        NeverDropped)));
+  }
+  all.Wait();
+}
+
+TEST(ExecutorTest, ParallelForUsesIdleThreads) {
+  FakeClock clock;
+  ThreadExecutor executor(2, 10, &clock);
+  // Both bodies wait for each other: one thread alone would never end.
+  Gate first, second;
+  executor.ParallelFor(2, [&](size_t i) {
+    (i == 0 ? first : second).Open();
+    (i == 0 ? second : first).Wait();
+  });
+}
+
+TEST(ExecutorTest, RunEveryCallsUntilStop) {
+  FakeClock clock;
+  std::atomic<int> calls{0};
+  Gate twice;
+  ThreadExecutor executor(1, 10, &clock);
+  executor.RunEvery(std::chrono::milliseconds(1), [&] { if (++calls == 2) twice.Open(); });
+  twice.Wait();
+  executor.Stop();
+  const int at_stop = calls;
+  EXPECT_EQ(calls, at_stop);
+}
+
+}  // namespace
+}  // namespace sketchkv

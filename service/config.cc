@@ -1,0 +1,41 @@
+#include "service/config.h"
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+
+namespace sketchkv {
+namespace {
+
+bool IsLocalAddress(const std::string& address) {
+  return absl::StartsWith(address, "127.") || absl::StartsWith(address, "localhost:") ||
+         absl::StartsWith(address, "[::1]:") || absl::StartsWith(address, "unix:");
+}
+
+}  // namespace
+
+absl::Status Config::Validate() const {
+  if (listen.empty()) return absl::InvalidArgumentError("--listen is empty; it needs HOST:PORT");
+  if (!IsLocalAddress(listen) && !insecure) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--listen is ", listen, ", which other machines may reach, and this server has no TLS; "
+        "give --insecure to serve there all the same"));
+  }
+  if (host_bytes != 0 && host_bytes < (1 << 20)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--host-bytes is ", host_bytes, "; it needs at least ", 1 << 20));
+  }
+  if (inflight_bytes != 0 && inflight_bytes < (16 << 20)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--inflight-bytes is ", inflight_bytes, "; it needs at least ", 16 << 20));
+  }
+  if (threads > 1024) {
+    return absl::InvalidArgumentError(absl::StrCat("--threads is ", threads, "; at most 1024"));
+  }
+  if (max_queued == 0) return absl::InvalidArgumentError("--max-queued is 0; it needs at least 1");
+  if (max_timeout_ms == 0) {
+    return absl::InvalidArgumentError("--max-timeout-ms is 0; it needs at least 1");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace sketchkv

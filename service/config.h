@@ -1,0 +1,31 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+
+namespace sketchkv {
+
+// Everything a server can be told. One field, one flag of the same name with dashes.
+struct Config {
+  // Address to serve on. Without TLS it must be a loopback address or a Unix socket unless
+  // `insecure` says otherwise. Port 0: any free one.
+  std::string listen = "127.0.0.1:7415";
+  bool insecure = false;
+  std::string port_file;          // where to write the port once serving; empty: nowhere
+  uint64_t host_bytes = 0;        // of the host tier; 0: a quarter of the memory this process may use
+  uint64_t inflight_bytes = 0;    // of payloads under way; 0: an eighth of that memory, at most 1 GiB
+  uint32_t threads = 0;           // of the executor; 0: one a core
+  uint32_t max_queued = 4096;     // requests that may wait for a thread
+  uint32_t max_timeout_ms = 60000;
+  uint32_t drain_ms = 10000;      // for calls under way at SIGTERM
+  std::string isa = "auto";       // CPU kernels: auto, scalar, avx2, avx512
+  bool reflection = false;
+  std::string log_level = "info"; // trace, debug, info, warn, error
+
+  // INVALID_ARGUMENT naming the flag, its value and what it needs.
+  [[nodiscard]] absl::Status Validate() const;
+};
+
+}  // namespace sketchkv

@@ -1,0 +1,143 @@
+// sketchkvd: reads the configuration, builds the parts bottom-up, serves, drains.
+
+#include <pthread.h>
+#include <signal.h>
+#include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <fstream>
+#include <string>
+#include <thread>
+
+#include "kernels/isa.h"
+#include "service/config.h"
+#include "service/engine/engine.h"
+#include "service/engine/executor.h"
+#include "service/memory_limit.h"
+#include "service/pool/block_pool.h"
+#include "service/rpc/server.h"
+
+namespace sketchkv {
+namespace {
+
+void AddFlags(CLI::App* app, Config* config) {
+  app->option_defaults()->always_capture_default();
+  app->add_option("--listen", config->listen, "HOST:PORT or unix:PATH; port 0: any free one");
+  app->add_flag("--insecure", config->insecure, "serve without TLS where other machines reach it");
+  app->add_option("--port-file", config->port_file, "write the port here once serving");
+  app->add_option("--host-bytes", config->host_bytes,
+                  "budget of the host tier, e.g. 4GiB; 0: a quarter of this process's memory limit")
+      ->transform(CLI::AsSizeValue(false));
+  app->add_option("--inflight-bytes", config->inflight_bytes,
+                  "payload bytes under way at once; 0: an eighth of the limit, at most 1 GiB")
+      ->transform(CLI::AsSizeValue(false));
+  app->add_option("--threads", config->threads, "threads that compute; 0: one a core");
+  app->add_option("--max-queued", config->max_queued, "requests that may wait for a thread");
+  app->add_option("--max-timeout-ms", config->max_timeout_ms, "of one request");
+  app->add_option("--drain-ms", config->drain_ms, "for calls under way at SIGTERM");
+  app->add_option("--isa", config->isa, "CPU kernels: auto, scalar, avx2 or avx512");
+  app->add_flag("--reflection", config->reflection, "serve gRPC reflection");
+  app->add_option("--log-level", config->log_level, "trace, debug, info, warn or error");
+}
+
+void StartLog(const Config& config) {
+  auto logger = spdlog::stderr_logger_mt("sketchkvd");
+  logger->set_pattern(R"({"time":"%Y-%m-%dT%H:%M:%S.%e%z","level":"%l","message":"%v"})");
+  logger->set_level(spdlog::level::from_str(config.log_level));
+  spdlog::set_default_logger(logger);
+}
+
+// Whole or not at all: a reader never sees half a number.
+bool WritePortFile(const std::string& path, int port) {
+  const std::string temporary = path + ".tmp";
+  std::ofstream file(temporary);
+  file << port << '\n';
+  file.close();
+  return file.good() && std::rename(temporary.c_str(), path.c_str()) == 0;
+}
+
+int Fail(const absl::Status& status) {
+  spdlog::error("{}", std::string(status.message()));
+  return 1;
+}
+
+int Serve(const Config& config, const sigset_t& signals) {
+  const absl::StatusOr<Isa> isa = ChooseIsa(config.isa);
+  if (!isa.ok()) return Fail(isa.status());
+  const uint64_t limit = MemoryLimitBytes("/");
+  const uint64_t host_bytes = config.host_bytes != 0 ? config.host_bytes : limit / 4;
+  const uint64_t inflight_bytes = config.inflight_bytes != 0
+                                      ? config.inflight_bytes
+                                      : std::min<uint64_t>(limit / 8, uint64_t{1} << 30);
+  const uint32_t threads =
+      config.threads != 0 ? config.threads : std::max(1u, std::thread::hardware_concurrency());
+
+  const SteadyClock clock;
+  BlockPool pool({.budget_bytes = host_bytes}, &clock);
+  ModelRegistry models(*isa);
+  ThreadExecutor executor(threads, config.max_queued, &clock);
+  executor.RunEvery(std::chrono::seconds(1), [&pool] { pool.Expire(); });
+  Engine engine(&models, &pool, &executor);
+  InflightBytes inflight(inflight_bytes);
+  ServiceContext context{.engine = &engine,
+                         .executor = &executor,
+                         .inflight = &inflight,
+                         .clock = &clock,
+                         .max_timeout = std::chrono::milliseconds(config.max_timeout_ms),
+                         .isa = std::string(IsaName(*isa)),
+                         .version = SKETCHKV_VERSION};
+  absl::StatusOr<std::unique_ptr<Server>> server = Server::Start(
+      {.listen = config.listen,
+       .reflection = config.reflection,
+       .resource_quota_bytes = inflight_bytes + (uint64_t{256} << 20)},
+      &context);
+  if (!server.ok()) return Fail(server.status());
+  (*server)->SetServing(true);
+  if (!config.port_file.empty() && !WritePortFile(config.port_file, (*server)->port())) {
+    return Fail(absl::UnknownError("cannot write --port-file " + config.port_file));
+  }
+  spdlog::info("serving on {} (port {}), {} threads, {} kernels, host tier {} bytes", config.listen,
+               (*server)->port(), threads, context.isa, host_bytes);
+
+  int signal = 0;
+  sigwait(&signals, &signal);
+  spdlog::info("signal {}: draining for at most {} ms", signal, config.drain_ms);
+  (*server)->SetServing(false);
+  // A handler that never ends would hold Shutdown for ever; the process must go all the same.
+  alarm(config.drain_ms / 1000 + 10);
+  // What has begun is finished; then only streams without work and answers still being written are
+  // left, and those get a moment.
+  executor.Drain(std::chrono::milliseconds(config.drain_ms));
+  (*server)->Shutdown(std::chrono::milliseconds(std::min(config.drain_ms, 500u)));
+  executor.Stop();
+  spdlog::info("stopped");
+  return 0;
+}
+
+}  // namespace
+}  // namespace sketchkv
+
+int main(int argc, char** argv) {
+  sketchkv::Config config;
+  CLI::App app("sketchkvd: stores LLM KV-cache blocks as sketches and answers attention over them");
+  app.set_version_flag("--version", SKETCHKV_VERSION);
+  sketchkv::AddFlags(&app, &config);
+  CLI11_PARSE(app, argc, argv);
+  sketchkv::StartLog(config);
+  const absl::Status valid = config.Validate();
+  if (!valid.ok()) {
+    sketchkv::Fail(valid);
+    return 2;
+  }
+  // Blocked before any thread starts, so that only sigwait takes them.
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  return sketchkv::Serve(config, signals);
+}

@@ -1,0 +1,48 @@
+#include "service/rpc/get_stream.h"
+
+#include <utility>
+
+#include "kernels/base/status_macros.h"
+#include "service/rpc/convert.h"
+#include "service/rpc/part_answer.h"
+#include "service/rpc/upload_stream.h"
+
+namespace sketchkv {
+
+GetStream::GetStream(ServiceContext* service, grpc::CallbackServerContext* call)
+    : ItemStream(service, call) {
+  Start();
+}
+
+absl::Status GetStream::OnMessage(v1::GetRequest message) {
+  SKETCHKV_RETURN_IF_ERROR(BeginItem(message.request_id()));
+  const absl::Status begun = Begin(message);
+  if (!begun.ok()) AnswerError(message.request_id(), begun);
+  return absl::OkStatus();
+}
+
+absl::Status GetStream::Begin(const v1::GetRequest& message) {
+  Engine::GetRequest request;
+  SKETCHKV_ASSIGN_OR_RETURN(request.model,
+                            service().engine->models().Get(kDefaultTenant, message.model()));
+  SKETCHKV_ASSIGN_OR_RETURN(request.hash, HashFromProto("block_hash", message.block_hash()));
+  request.range = FromProto(message.range());
+  if (message.has_format()) {
+    SKETCHKV_ASSIGN_OR_RETURN(request.dtype, FromProto("format.dtype", message.format().dtype()));
+    SKETCHKV_ASSIGN_OR_RETURN(request.raw_order,
+                              FromProto("format.raw_order", message.format().raw_order()));
+  }
+  SKETCHKV_ASSIGN_OR_RETURN(const uint64_t bytes, service().engine->MaxGetBytes(request));
+  SKETCHKV_ASSIGN_OR_RETURN(const InflightBytes::Hold hold,
+                            service().inflight->Acquire(Upload::BytesHeld(bytes)));
+  const uint64_t request_id = message.request_id();
+  Submit(request_id, service().Deadline(message.timeout_ms(), call()),
+         [this, request_id, hold, request = std::move(request)] {
+           absl::StatusOr<Part> part = service().engine->Get(kDefaultTenant, request);
+           if (!part.ok()) return AnswerError(request_id, part.status());
+           Answer(request_id, PartMessages<v1::GetResponse>(request_id, *std::move(part)), hold);
+         });
+  return absl::OkStatus();
+}
+
+}  // namespace sketchkv

@@ -1,0 +1,165 @@
+#pragma once
+
+#include <grpcpp/support/server_callback.h>
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/base/mutex.h"
+#include "service/rpc/inflight.h"
+#include "service/rpc/service_context.h"
+#include "service/rpc/status.h"
+
+namespace sketchkv {
+
+// A bidirectional stream of items, each answered by one or more messages in any order. The reactor
+// only moves messages: items run on the executor. Reading pauses while many items are under way or
+// answers wait, so a peer that does not read is not read from. Deletes itself.
+template <typename Request, typename Response>
+class ItemStream : public grpc::ServerBidiReactor<Request, Response> {
+ public:
+  ItemStream(ServiceContext* service, grpc::CallbackServerContext* call)
+      : service_(service), call_(call) {}
+
+  void OnReadDone(bool ok) final {
+    absl::Status status;
+    if (ok) status = OnMessage(std::exchange(request_, Request()));
+    if (!ok || !status.ok()) OnReadsDone();
+    Step([&]() SKETCHKV_REQUIRES(mu_) {
+      reading_ = false;
+      if (!ok || !status.ok()) reads_done_ = true;
+      if (!status.ok()) end_status_ = status;
+    });
+  }
+  void OnWriteDone(bool ok) final {
+    outgoing_ = {};
+    Step([&]() SKETCHKV_REQUIRES(mu_) {
+      writing_ = false;
+      if (!ok) broken_ = true;
+    });
+  }
+  void OnCancel() final { cancelled_ = true; }
+  void OnDone() final { delete this; }
+
+ protected:
+  struct Outgoing {
+    Response message;
+    InflightBytes::Hold hold;  // of the payload, until it is written
+  };
+
+  // One message from the peer, on a gRPC thread. An error ends the stream with it.
+  [[nodiscard]] virtual absl::Status OnMessage(Request message) = 0;
+  // Nothing more is read: an item that is still incomplete must be answered. On a gRPC thread.
+  virtual void OnReadsDone() {}
+
+  // The first read; call once the object is complete.
+  void Start() {
+    Step([] {});
+  }
+
+  // An item begins; it must be answered once. INVALID_ARGUMENT for a request_id of 0 or one that is
+  // under way.
+  [[nodiscard]] absl::Status BeginItem(uint64_t request_id) {
+    if (request_id == 0) return absl::InvalidArgumentError("request_id is 0; it needs another");
+    MutexLock lock(&mu_);
+    if (!active_.insert(request_id).second) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("request_id ", request_id, " is of an item still under way"));
+    }
+    return absl::OkStatus();
+  }
+
+  // Ends an item with these messages. Any thread; the stream may be gone when this returns.
+  void Answer(uint64_t request_id, std::vector<Outgoing> messages) {
+    Step([&]() SKETCHKV_REQUIRES(mu_) {
+      active_.erase(request_id);
+      if (broken_) return;
+      for (Outgoing& message : messages) queue_.push_back(std::move(message));
+    });
+  }
+  // The same; `hold` stays until the last of them is written.
+  void Answer(uint64_t request_id, std::vector<Response> messages,
+              const InflightBytes::Hold& hold) {
+    std::vector<Outgoing> outgoing;
+    for (Response& message : messages) outgoing.push_back({std::move(message), hold});
+    Answer(request_id, std::move(outgoing));
+  }
+  void AnswerError(uint64_t request_id, const absl::Status& status) {
+    std::vector<Outgoing> messages(1);
+    messages[0].message.set_request_id(request_id);
+    *messages[0].message.mutable_status() = ToItemStatus(status);
+    Answer(request_id, std::move(messages));
+  }
+
+  // Runs `body` on the executor for an item that has begun; a dropped item is answered with why.
+  void Submit(uint64_t request_id, TimePoint deadline, std::function<void()> body) {
+    const absl::Status status = service_->executor->Submit(
+        {.run = std::move(body),
+         .drop = [this, request_id](absl::Status why) { AnswerError(request_id, why); },
+         .deadline = deadline,
+         .cancelled = [this] { return cancelled(); }});
+    if (!status.ok()) AnswerError(request_id, status);
+  }
+
+  [[nodiscard]] bool cancelled() const { return cancelled_.load(std::memory_order_relaxed); }
+  [[nodiscard]] ServiceContext& service() const { return *service_; }
+  [[nodiscard]] const grpc::CallbackServerContext& call() const { return *call_; }
+
+ private:
+  static constexpr size_t kMaxActive = 64;
+  static constexpr size_t kMaxQueued = 64;
+
+  // Applies `change` and starts whatever can be started then. Both under one lock: once an item is
+  // answered another thread may finish the stream, so this one must have decided by then. What was
+  // decided is done outside the lock; its flag keeps the reactor alive until it is.
+  template <typename Change>
+  void Step(const Change& change) {
+    bool read = false, write = false, finish = false;
+    absl::Status end_status;
+    {
+      MutexLock lock(&mu_);
+      change();
+      if (broken_) queue_.clear();
+      if (!writing_ && !queue_.empty()) {
+        outgoing_ = std::move(queue_.front());
+        queue_.pop_front();
+        writing_ = write = true;
+      }
+      if (!reading_ && !reads_done_ && active_.size() < kMaxActive && queue_.size() < kMaxQueued) {
+        reading_ = read = true;
+      }
+      if (reads_done_ && !reading_ && !writing_ && queue_.empty() && active_.empty() && !finished_) {
+        finished_ = finish = true;
+        end_status = end_status_;
+      }
+    }
+    if (write) this->StartWrite(&outgoing_.message);
+    if (read) this->StartRead(&request_);
+    if (finish) this->Finish(ToGrpcStatus(end_status));
+  }
+
+  ServiceContext* const service_;
+  grpc::CallbackServerContext* const call_;
+  std::atomic<bool> cancelled_{false};
+  Request request_;     // touched by the read under way only
+  Outgoing outgoing_;   // touched by the write under way only
+
+  Mutex mu_;
+  std::set<uint64_t> active_ SKETCHKV_GUARDED_BY(mu_);
+  std::deque<Outgoing> queue_ SKETCHKV_GUARDED_BY(mu_);
+  bool reading_ SKETCHKV_GUARDED_BY(mu_) = false;
+  bool writing_ SKETCHKV_GUARDED_BY(mu_) = false;
+  bool reads_done_ SKETCHKV_GUARDED_BY(mu_) = false;
+  bool broken_ SKETCHKV_GUARDED_BY(mu_) = false;  // a write failed: the peer is gone
+  bool finished_ SKETCHKV_GUARDED_BY(mu_) = false;
+  absl::Status end_status_ SKETCHKV_GUARDED_BY(mu_);
+};
+
+}  // namespace sketchkv

@@ -1,0 +1,77 @@
+#include "service/rpc/put_stream.h"
+
+#include <string>
+#include <utility>
+
+#include "kernels/base/status_macros.h"
+#include "service/rpc/convert.h"
+
+namespace sketchkv {
+
+struct PutStream::Item {
+  uint64_t request_id = 0;
+  TimePoint deadline;
+  Engine::PutRequest request;
+  std::string payload;
+  InflightBytes::Hold hold;
+};
+
+PutStream::PutStream(ServiceContext* service, grpc::CallbackServerContext* call)
+    : UploadStream(service, call) {
+  Start();
+}
+
+absl::StatusOr<std::shared_ptr<Upload>> PutStream::Open(const v1::PutRequest& first) {
+  const v1::PutHeader& header = first.header();
+  auto item = std::make_shared<Item>();
+  item->request_id = first.request_id();
+  item->deadline = service().Deadline(first.timeout_ms(), call());
+  Engine::PutRequest& request = item->request;
+  SKETCHKV_ASSIGN_OR_RETURN(request.model,
+                            service().engine->models().Get(kDefaultTenant, header.model()));
+  SKETCHKV_ASSIGN_OR_RETURN(request.hash, HashFromProto("block_hash", header.block_hash()));
+  if (!header.parent_hash().empty()) {
+    SKETCHKV_ASSIGN_OR_RETURN(request.parent, HashFromProto("parent_hash", header.parent_hash()));
+  }
+  request.part = FromProto(header.part());
+  request.encoded = header.encoded();
+
+  auto upload = std::make_shared<Upload>();
+  SKETCHKV_ASSIGN_OR_RETURN(upload->expected_bytes,
+                            ExpectedPayloadBytes(*request.model, request.part, request.encoded));
+  if (!request.encoded) {
+    SKETCHKV_ASSIGN_OR_RETURN(const CellRange range,
+                              ResolveRange(request.part.range, request.model->layout()));
+    upload->raw.emplace(request.model->layout(), range, request.part.num_tokens,
+                        request.part.raw_order);
+  }
+  SKETCHKV_ASSIGN_OR_RETURN(
+      item->hold, service().inflight->Acquire(Upload::BytesHeld(upload->expected_bytes)));
+  upload->deadline = item->deadline;
+  upload->run = [this, item](const std::shared_ptr<Upload>& complete) {
+    item->payload = complete->TakePayload();
+    item->request.payload = {reinterpret_cast<const std::byte*>(item->payload.data()),
+                             item->payload.size()};
+    Run(item);
+  };
+  return upload;
+}
+
+void PutStream::Run(const std::shared_ptr<Item>& item) {
+  const absl::StatusOr<Engine::PutResult> result =
+      service().engine->Put(kDefaultTenant, item->request);
+  if (absl::IsAborted(result.status())) {
+    // Another put of the same cells is encoding right now; whoever of the two loses must not say
+    // "already there" before the other has committed.
+    return Submit(item->request_id, item->deadline, [this, item] { Run(item); });
+  }
+  if (!result.ok()) return AnswerError(item->request_id, result.status());
+  std::vector<v1::PutResponse> messages(1);
+  messages[0].set_request_id(item->request_id);
+  *messages[0].mutable_status() = ToItemStatus(absl::OkStatus());
+  messages[0].set_already_present(result->already_present);
+  messages[0].set_sealed(result->sealed);
+  Answer(item->request_id, std::move(messages), nullptr);
+}
+
+}  // namespace sketchkv

@@ -1,0 +1,43 @@
+#pragma once
+
+#include <grpcpp/server_context.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <string>
+
+#include "service/engine/engine.h"
+#include "service/engine/executor.h"
+#include "service/rpc/inflight.h"
+
+namespace sketchkv {
+
+// Until identities exist every caller is this tenant.
+inline constexpr uint32_t kDefaultTenant = 0;
+
+// A payload chunk: 4 MiB, gRPC's default message limit, less room for the other fields.
+inline constexpr size_t kMaxChunkBytes = (size_t{4} << 20) - (size_t{64} << 10);
+
+// What all services share. Everything pointed to outlives the server.
+struct ServiceContext {
+  Engine* engine = nullptr;
+  Executor* executor = nullptr;
+  InflightBytes* inflight = nullptr;
+  const Clock* clock = nullptr;
+  std::chrono::milliseconds max_timeout{60000};  // of one item or unary call
+  std::string isa;
+  std::string version;
+
+  // When an item that asked for `timeout_ms` is late; never later than its call.
+  [[nodiscard]] TimePoint Deadline(uint32_t timeout_ms,
+                                   const grpc::CallbackServerContext& call) const {
+    auto timeout = max_timeout;
+    if (timeout_ms > 0) timeout = std::min(timeout, std::chrono::milliseconds(timeout_ms));
+    const auto call_left = call.deadline() - std::chrono::system_clock::now();
+    const auto left = std::min<std::chrono::nanoseconds>(timeout, call_left);
+    return clock->Now() + left;
+  }
+};
+
+}  // namespace sketchkv

@@ -1,0 +1,32 @@
+#include "service/rpc/status.h"
+
+#include <string>
+
+namespace sketchkv {
+
+uint32_t RetryAfterMs(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kAborted:
+      return 5;  // another put of the cell is encoding: milliseconds
+    case absl::StatusCode::kResourceExhausted:
+    case absl::StatusCode::kUnavailable:
+      return 50;
+    default:
+      return 0;
+  }
+}
+
+grpc::Status ToGrpcStatus(const absl::Status& status) {
+  if (status.ok()) return grpc::Status::OK;
+  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()));
+}
+
+v1::ItemStatus ToItemStatus(const absl::Status& status) {
+  v1::ItemStatus item;
+  item.set_code(static_cast<int>(status.code()));
+  item.set_message(std::string(status.message()));
+  item.set_retry_after_ms(RetryAfterMs(status));
+  return item;
+}
+
+}  // namespace sketchkv

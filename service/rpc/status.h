@@ -1,0 +1,17 @@
+#pragma once
+
+#include <grpcpp/support/status.h>
+
+#include "absl/status/status.h"
+#include "sketchkv/v1/types.pb.h"
+
+namespace sketchkv {
+
+// When a refused request may be sent again, in milliseconds; 0 where trying again does not help.
+[[nodiscard]] uint32_t RetryAfterMs(const absl::Status& status);
+
+// The codes of both are equal numbers.
+[[nodiscard]] grpc::Status ToGrpcStatus(const absl::Status& status);
+[[nodiscard]] v1::ItemStatus ToItemStatus(const absl::Status& status);
+
+}  // namespace sketchkv

@@ -1,0 +1,94 @@
+#include <gtest/gtest.h>
+
+#include "tests/rpc/rpc_fixture.h"
+
+namespace sketchkv {
+namespace {
+
+v1::PartLayout LayoutOf(const PartLayout& part) {
+  v1::PartLayout message;
+  message.mutable_range()->set_layer_begin(part.range.layer_begin);
+  message.mutable_range()->set_layer_count(part.range.layer_count);
+  message.mutable_range()->set_head_begin(part.range.head_begin);
+  message.mutable_range()->set_head_count(part.range.head_count);
+  message.set_num_tokens(part.num_tokens);
+  message.set_raw_order(static_cast<v1::RawOrder>(part.raw_order));
+  message.set_checksum(part.checksum);
+  message.set_fingerprint(part.fingerprint);
+  message.set_format_version(part.format_version);
+  return message;
+}
+
+TEST(CodecRpcTest, EncodeStoresNothingAndGivesTheBytesAPutStores) {
+  RpcFixture f;
+  for (const std::string profile : {"raw", "qjl", "qjl-paper"}) {
+    const auto model = f.Register(profile, profile);
+    const RawPart part = RandomPart(*model, {0, 2, 1, 1}, 13, 1, RawOrder::kHnd);
+    v1::EncodeRequest request;
+    request.set_request_id(3);
+    request.set_model(profile);
+    *request.mutable_part() = LayoutOf(part.layout);
+    request.set_payload(part.payload);
+    grpc::ClientContext call;
+    std::vector<v1::EncodeResponse> encoded;
+    const auto stream = f.codec->Encode(&call);
+    ASSERT_TRUE(RpcFixture::Exchange(stream.get(), {request}, &encoded).ok());
+    ASSERT_EQ(encoded.size(), 1);
+    ASSERT_EQ(encoded[0].status().code(), 0) << encoded[0].status().message();
+    EXPECT_EQ(f.pool.GetStats().blocks, 0);
+    const Part expected = *f.engine.Encode(*model, part.layout, Bytes(part.payload));
+    EXPECT_EQ(encoded[0].payload(), expected.payload);
+
+    v1::DecodeRequest back;
+    back.set_request_id(4);
+    back.set_model(profile);
+    *back.mutable_part() = encoded[0].part();
+    back.mutable_format()->set_dtype(v1::DTYPE_FP32);
+    back.mutable_format()->set_raw_order(v1::RAW_ORDER_HND);
+    back.set_payload(encoded[0].payload());
+    grpc::ClientContext back_call;
+    std::vector<v1::DecodeResponse> decoded;
+    const auto back_stream = f.codec->Decode(&back_call);
+    ASSERT_TRUE(RpcFixture::Exchange(back_stream.get(), {back}, &decoded).ok());
+    ASSERT_EQ(decoded.size(), 1);
+    ASSERT_EQ(decoded[0].status().code(), 0) << decoded[0].status().message();
+    EXPECT_EQ(decoded[0].part().checksum(), PayloadChecksum(Bytes(decoded[0].payload())));
+    if (profile == "raw") {
+      EXPECT_EQ(decoded[0].payload(), part.payload);
+    } else {
+      EXPECT_EQ(decoded[0].payload().size(), part.payload.size());
+    }
+  }
+}
+
+TEST(CodecRpcTest, ItemsFailAloneWithTheirReason) {
+  RpcFixture f;
+  const auto model = f.Register("m", "qjl");
+  const RawPart part = RandomPart(*model, {}, 16, 1);
+  std::vector<v1::EncodeRequest> requests(3);
+  for (uint64_t i = 0; i < 3; ++i) {
+    requests[i].set_request_id(i + 1);
+    requests[i].set_model("m");
+    *requests[i].mutable_part() = LayoutOf(part.layout);
+    requests[i].set_payload(part.payload);
+  }
+  requests[0].mutable_part()->set_checksum(1);
+  requests[1].mutable_part()->mutable_range()->set_head_begin(2);
+  grpc::ClientContext call;
+  std::vector<v1::EncodeResponse> responses;
+  const auto stream = f.codec->Encode(&call);
+  ASSERT_TRUE(RpcFixture::Exchange(stream.get(), requests, &responses).ok());
+  ASSERT_EQ(responses.size(), 3);
+  for (const v1::EncodeResponse& response : responses) {
+    if (response.request_id() == 1) {
+      ExpectItem(response.status(), grpc::StatusCode::DATA_LOSS, {"0x1"});
+    } else if (response.request_id() == 2) {
+      ExpectItem(response.status(), grpc::StatusCode::INVALID_ARGUMENT, {"head_begin is 2", "2"});
+    } else {
+      EXPECT_EQ(response.status().code(), 0);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace sketchkv

@@ -1,0 +1,123 @@
+// Kernels for AVX2 and F16C: two registers hold the sixteen lanes. Built with those flags only;
+// everything is in an unnamed namespace, so that nothing compiled here can be linked into code
+// that runs on other machines.
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cpu/kernel_table.h"
+
+namespace sketchkv {
+namespace {
+
+struct F {
+  __m256 a, b;  // lanes 0-7, 8-15
+};
+struct U {
+  __m256i a, b;
+};
+
+const float* Floats(const void* p) { return static_cast<const float*>(p); }
+const __m256i* Wide(const void* p) { return static_cast<const __m256i*>(p); }
+
+F Load(const void* p) { return {_mm256_loadu_ps(Floats(p)), _mm256_loadu_ps(Floats(p) + 8)}; }
+U LoadU(const void* p) { return {_mm256_loadu_si256(Wide(p)), _mm256_loadu_si256(Wide(p) + 1)}; }
+void Store(void* p, F x) {
+  _mm256_storeu_ps(static_cast<float*>(p), x.a);
+  _mm256_storeu_ps(static_cast<float*>(p) + 8, x.b);
+}
+void StoreU(void* p, U x) {
+  _mm256_storeu_si256(static_cast<__m256i*>(p), x.a);
+  _mm256_storeu_si256(static_cast<__m256i*>(p) + 1, x.b);
+}
+
+F Set(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+U SetHalves(uint32_t low, uint32_t high) {
+  return {_mm256_set1_epi32(static_cast<int>(low)), _mm256_set1_epi32(static_cast<int>(high))};
+}
+U SetU(uint32_t x) { return SetHalves(x, x); }
+U Iota() {
+  return {_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
+          _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15)};
+}
+
+F Add(F x, F y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+F Sub(F x, F y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+F Mul(F x, F y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+F Div(F x, F y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+F Max(F x, F y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+F Min(F x, F y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+U Greater(F x, F y) {
+  return {_mm256_castps_si256(_mm256_cmp_ps(x.a, y.a, _CMP_GT_OQ)),
+          _mm256_castps_si256(_mm256_cmp_ps(x.b, y.b, _CMP_GT_OQ))};
+}
+
+U And(U x, U y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)}; }
+U Or(U x, U y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
+U Xor(U x, U y) { return {_mm256_xor_si256(x.a, y.a), _mm256_xor_si256(x.b, y.b)}; }
+U AddU(U x, U y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+U MaxU(U x, U y) { return {_mm256_max_epu32(x.a, y.a), _mm256_max_epu32(x.b, y.b)}; }
+template <int kBits>
+U ShiftLeft(U x) {
+  return {_mm256_slli_epi32(x.a, kBits), _mm256_slli_epi32(x.b, kBits)};
+}
+template <int kBits>
+U ShiftRight(U x) {
+  return {_mm256_srli_epi32(x.a, kBits), _mm256_srli_epi32(x.b, kBits)};
+}
+U ShiftRightBy(U x, U counts) {
+  return {_mm256_srlv_epi32(x.a, counts.a), _mm256_srlv_epi32(x.b, counts.b)};
+}
+U ShiftLeftBy(U x, uint32_t count) {
+  const __m128i c = _mm_cvtsi32_si128(static_cast<int>(count));
+  return {_mm256_sll_epi32(x.a, c), _mm256_sll_epi32(x.b, c)};
+}
+
+F AsF(U x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
+U AsU(F x) { return {_mm256_castps_si256(x.a), _mm256_castps_si256(x.b)}; }
+F FromInt(U x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+U ToInt(F x) { return {_mm256_cvttps_epi32(x.a), _mm256_cvttps_epi32(x.b)}; }
+F Select(U mask, F x, F y) {
+  return {_mm256_blendv_ps(y.a, x.a, _mm256_castsi256_ps(mask.a)),
+          _mm256_blendv_ps(y.b, x.b, _mm256_castsi256_ps(mask.b))};
+}
+
+U LoadU8(const void* p) {
+  const __m128i x = _mm_loadu_si128(static_cast<const __m128i*>(p));
+  return {_mm256_cvtepu8_epi32(x), _mm256_cvtepu8_epi32(_mm_srli_si128(x, 8))};
+}
+U LoadI8(const void* p) {
+  const __m128i x = _mm_loadu_si128(static_cast<const __m128i*>(p));
+  return {_mm256_cvtepi8_epi32(x), _mm256_cvtepi8_epi32(_mm_srli_si128(x, 8))};
+}
+U LoadU16(const void* p) {
+  const auto* x = static_cast<const __m128i*>(p);
+  return {_mm256_cvtepu16_epi32(_mm_loadu_si128(x)), _mm256_cvtepu16_epi32(_mm_loadu_si128(x + 1))};
+}
+void StoreU16(void* p, U x) {
+  const __m256i packed = _mm256_packus_epi32(x.a, x.b);  // 0-3 8-11 | 4-7 12-15
+  _mm256_storeu_si256(static_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xD8));
+}
+F LoadHalf(const void* p) {
+  const auto* x = static_cast<const __m128i*>(p);
+  return {_mm256_cvtph_ps(_mm_loadu_si128(x)), _mm256_cvtph_ps(_mm_loadu_si128(x + 1))};
+}
+void StoreHalf(void* p, F x) {
+  auto* out = static_cast<__m128i*>(p);
+  _mm_storeu_si128(out, _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  _mm_storeu_si128(out + 1, _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+// The kernels use the transpose.
+// clang-format off
+#include "kernels/cpu/transpose_avx.inc"
+#include "kernels/cpu/kernels.inc"
+// clang-format on
+
+}  // namespace
+
+extern const KernelTable kAvx2Kernels;
+const KernelTable kAvx2Kernels = MakeTable("avx2");
+
+}  // namespace sketchkv

@@ -1,0 +1,415 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "tests/kernels/codec_testing.h"
+#include "tests/testing/status_matchers.h"
+
+// The scalar kernels against the oracle in double precision, within stated bounds. What other
+// instruction sets do is equal to the bit (codec_isa_test.cc).
+namespace sketchkv::testing {
+namespace {
+
+// Of an fp16 number with one exponent a cell, relative to itself and to the cell's largest.
+constexpr double kHalfRelative = 1.0 / 2048 + 1e-5;
+constexpr double kHalfAbsolute = 0x1p-38;
+
+double Norm(const std::vector<double>& x) { return std::sqrt(ReferenceDot(x, x)); }
+
+double Largest(const Matrix& rows) {
+  double largest = 0;
+  for (const auto& row : rows) {
+    for (double x : row) largest = std::max(largest, std::fabs(x));
+  }
+  return largest;
+}
+
+class Subject {
+ public:
+  Subject(const KvLayout& layout, const ProfileRequest& request, uint32_t num_tokens, uint64_t seed,
+          double magnitude = 1.0)
+      : layout_(layout),
+        profile_(Resolve(request, layout)),
+        codec_(MakeCodec(layout, profile_, Isa::kScalar)),
+        key_rows_(RandomRows(num_tokens, layout.head_dim, layout.key_dtype, seed, 1, magnitude)),
+        value_rows_(
+            RandomRows(num_tokens, layout.value_dim, layout.value_dtype, seed + 1, 1, magnitude)),
+        bytes_(EncodeCell(cell(), key_rows_, value_rows_, num_tokens)),
+        keys(key_rows_.Doubles(layout.key_scale)),
+        values(value_rows_.Doubles(layout.value_scale)),
+        projection(ReferenceProjection(profile_, layout.head_dim, codec_->dense_projection(0))),
+        parsed(ReferenceParse(layout_, profile_, projection, bytes_)) {}
+
+  [[nodiscard]] const CellCodec& cell() const { return codec_->cell(0); }
+  [[nodiscard]] const KvLayout& layout() const { return layout_; }
+  [[nodiscard]] const CodecProfile& profile() const { return profile_; }
+  [[nodiscard]] std::span<const std::byte> bytes() const { return bytes_; }
+
+ private:
+  KvLayout layout_;
+  CodecProfile profile_;
+  std::unique_ptr<BlockCodec> codec_;
+  GuardedRows key_rows_, value_rows_;
+  std::vector<std::byte> bytes_;
+
+ public:
+  const Matrix keys, values;  // what was encoded
+  const Matrix projection;
+  const ReferenceCell parsed;  // what the bytes say
+};
+
+// Signs and scale of one sketch of `key` by the first rows of S. A sign may differ only where the
+// projection is within rounding of zero.
+void ExpectSketch(const Matrix& s, const std::vector<double>& key, const std::vector<int>& signs,
+                  double scale, double largest_scale, ScaleRule rule) {
+  const double norm = Norm(key);
+  const double rounding = 1e-6 * norm * std::sqrt(static_cast<double>(key.size()));
+  double dot = 0;
+  for (size_t i = 0; i < signs.size(); ++i) {
+    const double projection = ReferenceDot(s[i], key);
+    dot += std::fabs(projection);
+    if (std::fabs(projection) > rounding) {
+      ASSERT_EQ(signs[i], projection > 0 ? 1 : -1) << "bit " << i << " of " << projection;
+    }
+  }
+  double wanted = std::sqrt(M_PI / 2) / static_cast<double>(signs.size()) * norm;
+  if (rule == ScaleRule::kExact) wanted = norm > 0 ? norm * norm / dot : 0.0;
+  ASSERT_NEAR(scale, wanted, wanted * kHalfRelative + largest_scale * kHalfAbsolute);
+}
+
+void ExpectKeys(const Subject& x) {
+  const ReferenceCell& cell = x.parsed;
+  if (x.profile().key_codec == KeyCodec::kRaw) {
+    ASSERT_EQ(cell.keys, x.keys);
+    return;
+  }
+  const double largest = *std::max_element(cell.key_scales.begin(), cell.key_scales.end());
+  for (uint32_t t = 0; t < cell.num_tokens; ++t) {
+    std::vector<double> rest = x.keys[t];
+    std::vector<double> chosen(rest.size(), 0.0);
+    for (uint32_t channel : cell.channels[t]) {
+      chosen[channel] = rest[channel];
+      rest[channel] = 0;
+    }
+    SCOPED_TRACE(t);
+    ASSERT_NO_FATAL_FAILURE(ExpectSketch(x.projection, rest, cell.signs[t], cell.key_scales[t],
+                                         largest, x.profile().scale_rule));
+    if (x.profile().outlier_method == OutlierMethod::kSketch) {
+      ASSERT_NO_FATAL_FAILURE(
+          ExpectSketch(x.projection, chosen, cell.outlier_signs[t], cell.outlier_scales[t],
+                       *std::max_element(cell.outlier_scales.begin(), cell.outlier_scales.end()),
+                       x.profile().scale_rule));
+    } else {
+      for (size_t o = 0; o < cell.channels[t].size(); ++o) {
+        const uint32_t c = cell.channels[t][o];
+        // Half a step, and what fp16 takes from the largest of 127 steps.
+        ASSERT_NEAR(cell.keys[t][c], x.keys[t][c],
+                    cell.outlier_scales[o] * (0.5 + 127.0 / 2048) + 1e-5 * Norm(x.keys[t]));
+      }
+    }
+  }
+}
+
+// The stored channels are those of most energy in their group of tokens (ties within rounding).
+void ExpectChannels(const Subject& x) {
+  const uint32_t group_tokens =
+      x.profile().outlier_method == OutlierMethod::kSketch ? 32 : x.layout().block_tokens;
+  for (uint32_t first = 0; first < x.parsed.num_tokens; first += group_tokens) {
+    const uint32_t end = std::min(x.parsed.num_tokens, first + group_tokens);
+    std::vector<double> energy(x.layout().head_dim, 0.0);
+    for (uint32_t t = first; t < end; ++t) {
+      for (uint32_t c = 0; c < energy.size(); ++c) energy[c] += x.keys[t][c] * x.keys[t][c];
+      ASSERT_EQ(x.parsed.channels[t], x.parsed.channels[first]);
+    }
+    const auto& channels = x.parsed.channels[first];
+    double least_chosen = std::numeric_limits<double>::infinity();
+    for (uint32_t c : channels) least_chosen = std::min(least_chosen, energy[c]);
+    for (uint32_t c = 0; c < energy.size(); ++c) {
+      if (std::find(channels.begin(), channels.end(), c) != channels.end()) continue;
+      ASSERT_LE(energy[c], least_chosen * (1 + 1e-5)) << "channel " << c;
+    }
+  }
+}
+
+void ExpectValues(const Subject& x) {
+  const ReferenceCell& cell = x.parsed;
+  if (x.layout().value_source == ValueSource::kKeyPrefix) return;
+  if (x.profile().value_codec == ValueCodec::kRaw) {
+    ASSERT_EQ(cell.values, x.values);
+    return;
+  }
+  const uint32_t group_size = x.profile().value_group_size;
+  const double levels = (1 << x.profile().value_bits) - 1;
+  const double absolute = Largest(x.values) * kHalfAbsolute;
+  for (uint32_t t = 0; t < cell.num_tokens; ++t) {
+    for (uint32_t g = 0; g * group_size < x.layout().value_dim; ++g) {
+      const auto begin = x.values[t].begin() + g * group_size;
+      const auto end = x.values[t].begin() + std::min(x.layout().value_dim, (g + 1) * group_size);
+      const double low = *std::min_element(begin, end);
+      const double high = *std::max_element(begin, end);
+      const double scale = cell.value_scales[t][g];
+      ASSERT_NEAR(scale, (high - low) / levels, (high - low) / levels * kHalfRelative + absolute);
+      // Half a step; at the ends also what fp16 takes from minimum and range.
+      const double bound = scale * 0.5001 + (std::fabs(low) + high - low) / 2048 + 2 * absolute;
+      for (uint32_t c = g * group_size; c < std::min(x.layout().value_dim, (g + 1) * group_size);
+           ++c) {
+        ASSERT_NEAR(cell.values[t][c], x.values[t][c], bound) << "token " << t << " channel " << c;
+      }
+    }
+  }
+}
+
+// Decoding to fp32 gives what the bytes say.
+void ExpectDecode(const Subject& x) {
+  const uint32_t n = x.parsed.num_tokens;
+  const KvLayout& layout = x.layout();
+  std::vector<float> keys(size_t{n} * layout.head_dim);
+  std::vector<float> values(size_t{n} * layout.value_dim);
+  SKETCHKV_ASSERT_OK(x.cell().Decode(
+      x.bytes(), n, DType::kFp32,
+      {reinterpret_cast<std::byte*>(keys.data()), layout.head_dim * sizeof(float)}, DType::kFp32,
+      {reinterpret_cast<std::byte*>(values.data()), layout.value_dim * sizeof(float)}));
+  const double value_bound = 1e-6 * Largest(x.parsed.values) + 1e-44;
+  for (uint32_t t = 0; t < n; ++t) {
+    const double key_bound = 4e-6 * Norm(x.parsed.keys[t]) + 1e-44;
+    for (uint32_t c = 0; c < layout.head_dim; ++c) {
+      ASSERT_NEAR(keys[size_t{t} * layout.head_dim + c], x.parsed.keys[t][c], key_bound) << t;
+    }
+    for (uint32_t c = 0; c < layout.value_dim; ++c) {
+      ASSERT_NEAR(values[size_t{t} * layout.value_dim + c], x.parsed.values[t][c], value_bound)
+          << t;
+    }
+  }
+}
+
+// <q, decoded k> is the score.
+void ExpectScores(const Subject& x, const std::vector<float>& queries, uint32_t num_queries) {
+  const uint32_t n = x.parsed.num_tokens;
+  const auto prepared = x.cell().PrepareQueries(queries);
+  ASSERT_EQ(prepared->num_queries(), num_queries);
+  std::vector<float> scores(size_t{num_queries} * n, std::numeric_limits<float>::quiet_NaN());
+  x.cell().Score(x.bytes(), 0, n, *prepared, scores.data(), n);
+  for (uint32_t q = 0; q < num_queries; ++q) {
+    const auto query = RowOf(queries, q, x.layout().head_dim);
+    for (uint32_t t = 0; t < n; ++t) {
+      ASSERT_NEAR(scores[size_t{q} * n + t], ReferenceDot(query, x.parsed.keys[t]),
+                  1e-5 * Norm(query) * Norm(x.parsed.keys[t]) + 1e-44)
+          << "query " << q << " token " << t;
+    }
+  }
+}
+
+void ExpectAttention(const Subject& x, const std::vector<float>& queries, uint32_t num_queries,
+                     uint32_t begin, uint32_t end, const AttentionOptions& options) {
+  const auto prepared = x.cell().PrepareQueries(queries);
+  AttentionPartial partial = x.cell().NewPartial(num_queries);
+  // In two pieces, so that the running maximum moves.
+  const uint32_t middle = begin + (end - begin) / 3;
+  x.cell().Attend(x.bytes(), begin, middle, *prepared, options, &partial);
+  x.cell().Attend(x.bytes(), middle, end, *prepared, options, &partial);
+  const uint32_t dim = x.layout().value_dim;
+  std::vector<float> out(size_t{num_queries} * dim, 7.0f), lse(num_queries, 7.0f);
+  x.cell().Finish(partial, out.data(), lse.data());
+  const Matrix keys(x.parsed.keys.begin() + begin, x.parsed.keys.begin() + end);
+  const Matrix values(x.parsed.values.begin() + begin, x.parsed.values.begin() + end);
+  const double bound = 3e-5 * Largest(values) + 1e-38;
+  for (uint32_t q = 0; q < num_queries; ++q) {
+    const auto wanted =
+        ReferenceAttend(RowOf(queries, q, x.layout().head_dim), keys, values, dim, options);
+    if (begin == end) {
+      ASSERT_EQ(lse[q], -std::numeric_limits<float>::infinity());
+    } else {
+      ASSERT_NEAR(lse[q], wanted.lse, 2e-5 * (1 + std::fabs(wanted.lse)));
+    }
+    for (uint32_t c = 0; c < dim; ++c) ASSERT_NEAR(out[size_t{q} * dim + c], wanted.out[c], bound);
+  }
+}
+
+void ExpectAll(const Subject& x) {
+  ASSERT_NO_FATAL_FAILURE(ExpectKeys(x));
+  if (x.profile().num_outliers > 0) {
+    ASSERT_NO_FATAL_FAILURE(ExpectChannels(x));
+  }
+  ASSERT_NO_FATAL_FAILURE(ExpectValues(x));
+  ASSERT_NO_FATAL_FAILURE(ExpectDecode(x));
+  SKETCHKV_ASSERT_OK(x.cell().Validate(x.bytes(), x.parsed.num_tokens));
+  const auto queries = RandomQueries(6, x.layout().head_dim, 5);
+  ASSERT_NO_FATAL_FAILURE(ExpectScores(x, queries, 6));
+  const AttentionOptions plain{.softmax_scale = 0.3f};
+  const uint32_t n = x.parsed.num_tokens;
+  ASSERT_NO_FATAL_FAILURE(ExpectAttention(x, queries, 6, 0, n, plain));
+  const AttentionOptions capped{.softmax_scale = 0.5f, .logit_softcap = 3.0f};
+  ASSERT_NO_FATAL_FAILURE(ExpectAttention(x, queries, 6, n / 4, n - n / 3, capped));
+}
+
+class EveryProfile : public ::testing::TestWithParam<NamedRequest> {};
+INSTANTIATE_TEST_SUITE_P(Codec, EveryProfile, ::testing::ValuesIn(AllRequests()),
+                         [](const auto& info) { return info.param.name; });
+
+TEST_P(EveryProfile, AgreesWithTheOracle) {
+  struct Shape {
+    uint32_t head_dim, value_dim, block_tokens, num_tokens;
+  };
+  for (const Shape& s : std::vector<Shape>{{16, 24, 1, 1},
+                                           {24, 16, 40, 33},
+                                           {80, 80, 48, 48},
+                                           {128, 96, 64, 50},
+                                           {192, 128, 16, 16}}) {
+    SCOPED_TRACE(s.head_dim);
+    ASSERT_NO_FATAL_FAILURE(ExpectAll(Subject(Layout(s.head_dim, s.value_dim, s.block_tokens),
+                                              GetParam().request, s.num_tokens, s.head_dim)));
+  }
+}
+
+TEST_P(EveryProfile, ReadsEveryDType) {
+  for (DType dtype : {DType::kFp16, DType::kFp32, DType::kFp8E4M3, DType::kFp8E5M2}) {
+    SCOPED_TRACE(std::string(DTypeName(dtype)));
+    ASSERT_NO_FATAL_FAILURE(
+        ExpectAll(Subject(Layout(40, 24, 20, dtype), GetParam().request, 19, 77)));
+  }
+}
+
+// The key's square, the range of values and every stored number would overflow or vanish in fp16,
+// and the squares in float.
+TEST_P(EveryProfile, SurvivesTheEndsOfTheFloatRange) {
+  for (double magnitude : {1.5e38 / 9, 1e-38}) {
+    SCOPED_TRACE(magnitude);
+    for (DType dtype : {DType::kBf16, DType::kFp32}) {
+      const Subject x(Layout(48, 40, 32, dtype), GetParam().request, 30, 3, magnitude);
+      ASSERT_NO_FATAL_FAILURE(ExpectKeys(x));
+      ASSERT_NO_FATAL_FAILURE(ExpectValues(x));
+      ASSERT_NO_FATAL_FAILURE(ExpectDecode(x));
+      std::vector<float> queries = RandomQueries(2, 48, 5);
+      const AttentionOptions options{.softmax_scale = static_cast<float>(1 / magnitude / 50)};
+      for (float& q : queries) q *= 0.05f;
+      ASSERT_NO_FATAL_FAILURE(ExpectScores(x, queries, 2));
+      if (std::isfinite(options.softmax_scale)) {
+        ASSERT_NO_FATAL_FAILURE(ExpectAttention(x, queries, 2, 0, 30, options));
+      }
+    }
+  }
+}
+
+TEST(CodecOracleTest, WidestHeads) {
+  for (const char* name : {"raw", "qjl", "qjl-paper"}) {
+    SCOPED_TRACE(name);
+    ASSERT_NO_FATAL_FAILURE(ExpectAll(Subject(Layout(576, 576, 16), Named(name), 9, 8)));
+  }
+}
+
+TEST(CodecOracleTest, ValuesThatAreAPrefixOfTheKeys) {
+  KvLayout layout = Layout(72, 40, 32);
+  layout.value_source = ValueSource::kKeyPrefix;
+  const Subject x(layout, Named("raw"), 21, 9);
+  EXPECT_EQ(x.cell().value_bytes(), 0u);
+  ASSERT_NO_FATAL_FAILURE(ExpectAll(x));
+}
+
+TEST(CodecOracleTest, EmptyRangesGiveZerosAndMinusInfinity) {
+  const Subject x(Layout(64, 64, 16), {}, 16, 4);
+  const auto queries = RandomQueries(3, 64, 1);
+  ASSERT_NO_FATAL_FAILURE(ExpectAttention(x, queries, 3, 5, 5, {.softmax_scale = 1.0f}));
+}
+
+TEST(CodecOracleTest, CellsFoldIntoOnePartial) {
+  const Subject a(Layout(64, 64, 32), {}, 32, 4);
+  const Subject b(Layout(64, 64, 32), {}, 20, 14, 3.0);
+  const auto queries = RandomQueries(5, 64, 1);
+  const auto prepared = a.cell().PrepareQueries(queries);
+  const AttentionOptions options{.softmax_scale = 0.25f, .logit_softcap = 20.0f};
+  AttentionPartial partial = a.cell().NewPartial(5);
+  a.cell().Attend(a.bytes(), 0, 32, *prepared, options, &partial);
+  a.cell().Attend(b.bytes(), 0, 20, *prepared, options, &partial);
+  std::vector<float> out(5 * 64), lse(5);
+  a.cell().Finish(partial, out.data(), lse.data());
+  Matrix keys = a.parsed.keys, values = a.parsed.values;
+  keys.insert(keys.end(), b.parsed.keys.begin(), b.parsed.keys.end());
+  values.insert(values.end(), b.parsed.values.begin(), b.parsed.values.end());
+  for (uint32_t q = 0; q < 5; ++q) {
+    const auto wanted = ReferenceAttend(RowOf(queries, q, 64), keys, values, 64, options);
+    EXPECT_NEAR(lse[q], wanted.lse, 2e-5 * (1 + std::fabs(wanted.lse)));
+    for (uint32_t c = 0; c < 64; ++c) {
+      EXPECT_NEAR(out[q * 64 + c], wanted.out[c], 3e-5 * Largest(values));
+    }
+  }
+}
+
+// Thousands of queries in one call, more than one tile of 16, equal to one at a time.
+TEST(CodecOracleTest, ManyQueriesAreTheSameAsOneAtATime) {
+  const Subject x(Layout(32, 32, 16), {}, 16, 4);
+  const auto queries = RandomQueries(3001, 32, 1);
+  const auto all = x.cell().PrepareQueries(queries);
+  std::vector<float> scores(size_t{3001} * 16), one(16);
+  x.cell().Score(x.bytes(), 0, 16, *all, scores.data(), 16);
+  for (uint32_t q : {0u, 1u, 15u, 16u, 2999u, 3000u}) {
+    const auto single = x.cell().PrepareQueries({queries.data() + size_t{q} * 32, 32});
+    x.cell().Score(x.bytes(), 0, 16, *single, one.data(), 16);
+    EXPECT_EQ(std::memcmp(one.data(), scores.data() + size_t{q} * 16, 64), 0) << q;
+  }
+}
+
+TEST(CodecOracleTest, RefusesNumbersThatAreNotFinite) {
+  const uint64_t nan = 0x7FC1, infinity = 0xFF80;
+  for (const char* name : {"raw", "qjl", "qjl-paper"}) {
+    const KvLayout layout = Layout(64, 48, 32);
+    const auto codec = MakeCodec(layout, Resolve(Named(name), layout), Isa::kScalar);
+    std::vector<std::byte> cell(codec->cell(0).cell_bytes());
+    GuardedRows keys = RandomRows(20, 64, DType::kBf16, 1);
+    GuardedRows values = RandomRows(20, 48, DType::kBf16, 2);
+    keys.SetBits(17, 5, nan);
+    keys.SetBits(18, 2, infinity);
+    EXPECT_THAT(
+        codec->cell(0).Encode(keys.view(), values.view(), 20, cell),
+        StatusIs(absl::StatusCode::kInvalidArgument, {"keys", "token 17", "channel 5", "NaN"}));
+    SKETCHKV_EXPECT_OK(codec->cell(0).Encode(keys.view(), values.view(), 17, cell));
+    values.SetBits(3, 47, infinity);
+    EXPECT_THAT(codec->cell(0).Encode(keys.view(), values.view(), 17, cell),
+                StatusIs(absl::StatusCode::kInvalidArgument,
+                         {"values", "token 3", "channel 47", "infinite"}));
+  }
+}
+
+TEST(CodecOracleTest, RefusesFp8ThatIsNotFiniteAfterItsScale) {
+  KvLayout layout = Layout(16, 16, 16, DType::kFp8E5M2);
+  layout.key_scale = 1e34f;
+  const auto codec = MakeCodec(layout, Resolve({}, layout), Isa::kScalar);
+  std::vector<std::byte> cell(codec->cell(0).cell_bytes());
+  GuardedRows keys(2, 16, DType::kFp8E5M2, 0, 0);
+  keys.Set(1, 9, 57344.0);
+  EXPECT_THAT(codec->cell(0).Encode(keys.view(), keys.view(), 2, cell),
+              StatusIs(absl::StatusCode::kInvalidArgument, {"token 1", "channel 9", "infinite"}));
+}
+
+TEST(CodecOracleTest, DecodesRawHalvesUnchangedAndOthersNotToFp8) {
+  for (DType dtype : {DType::kBf16, DType::kFp32, DType::kFp8E4M3}) {
+    const KvLayout layout = Layout(24, 16, 20, dtype);
+    const auto codec = MakeCodec(layout, Resolve(Named("raw"), layout), Isa::kScalar);
+    const GuardedRows keys = RandomRows(19, 24, dtype, 1, 3);
+    const GuardedRows values = RandomRows(19, 16, dtype, 2, 3);
+    const auto cell = EncodeCell(codec->cell(0), keys, values, 19);
+    std::vector<std::byte> out(19 * layout.value_row_bytes());
+    SKETCHKV_ASSERT_OK(
+        codec->cell(0).Decode(cell, 19, dtype, {}, dtype, {out.data(), layout.value_row_bytes()}));
+    for (uint32_t t = 0; t < 19; ++t) {
+      EXPECT_EQ(std::memcmp(out.data() + t * layout.value_row_bytes(),
+                            values.view().data + t * values.view().stride_bytes,
+                            layout.value_row_bytes()),
+                0);
+    }
+  }
+  const KvLayout layout = Layout(24, 16, 20, DType::kFp8E4M3);
+  const auto codec = MakeCodec(layout, Resolve({}, layout), Isa::kScalar);
+  const auto cell = EncodeCell(codec->cell(0), RandomRows(4, 24, DType::kFp8E4M3, 1),
+                               RandomRows(4, 16, DType::kFp8E4M3, 1), 4);
+  std::vector<std::byte> out(4 * 24, kPoison);
+  EXPECT_THAT(codec->cell(0).Decode(cell, 4, DType::kFp8E4M3, {out.data(), 24}, DType::kBf16, {}),
+              StatusIs(absl::StatusCode::kInvalidArgument, {"key dtype", "fp8_e4m3"}));
+  EXPECT_EQ(out, std::vector<std::byte>(4 * 24, kPoison));
+}
+
+}  // namespace
+}  // namespace sketchkv::testing

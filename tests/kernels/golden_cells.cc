@@ -1,0 +1,46 @@
+#include "tests/kernels/golden_cells.h"
+
+#include "tests/kernels/codec_testing.h"
+
+namespace sketchkv::testing {
+namespace {
+
+// Sixteenths in [-8, 8), a larger channel, a zero row.
+GuardedRows IntegerRows(uint32_t num_rows, uint32_t dim, DType dtype, uint64_t seed) {
+  GuardedRows rows(num_rows, dim, dtype, 0, 0);
+  Random random(seed);
+  for (uint32_t t = 0; t < num_rows; ++t) {
+    for (uint32_t c = 0; c < dim; ++c) {
+      const auto x = static_cast<double>(static_cast<int>(random.Bits() % 256) - 128);
+      rows.Set(t, c, t == 3 ? 0.0 : x * (c == 5 ? 0.5 : 0.0625));
+    }
+  }
+  return rows;
+}
+
+}  // namespace
+
+std::vector<GoldenCell> GoldenCells() {
+  ProfileRequest residual = Named("qjl");
+  residual.num_outliers = 2;
+  residual.value_bits = 4;
+  ProfileRequest dense = Named("qjl-paper");
+  dense.num_outliers = 3;
+  dense.value_bits = 8;
+  return {
+      {"raw_d16.cell", Layout(16, 16, 16), Named("raw"), 13},
+      {"qjl_d64.cell", Layout(64, 64, 16), Named("qjl"), 16},
+      {"qjl_residual_d40.cell", Layout(40, 24, 20, DType::kFp16), residual, 19},
+      {"qjl_paper_d24.cell", Layout(24, 24, 36, DType::kFp32), dense, 35},
+  };
+}
+
+std::vector<std::byte> EncodeGolden(const GoldenCell& golden, Isa isa) {
+  const KvLayout& layout = golden.layout;
+  const auto codec = MakeCodec(layout, Resolve(golden.request, layout), isa);
+  return EncodeCell(
+      codec->cell(0), IntegerRows(golden.num_tokens, layout.head_dim, layout.key_dtype, 5),
+      IntegerRows(golden.num_tokens, layout.value_dim, layout.value_dtype, 6), golden.num_tokens);
+}
+
+}  // namespace sketchkv::testing

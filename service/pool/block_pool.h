@@ -1,0 +1,173 @@
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/base/clock.h"
+#include "service/pool/block.h"
+#include "service/pool/event_log.h"
+
+namespace sketchkv {
+
+class BlockPool;
+class PoolState;
+
+// Claim on some cells of a block that is being written. Movable; an uncommitted claim gives its
+// cells back when it is destroyed, and a block that is left with no cell at all disappears.
+class WriteHandle {
+ public:
+  WriteHandle(WriteHandle&&) noexcept;
+  WriteHandle& operator=(WriteHandle&&) noexcept;
+  ~WriteHandle();
+
+  // The whole slot [slot_bytes]. Only the claimed cells may be written, only before Commit.
+  [[nodiscard]] std::span<std::byte> slot() const;
+
+  struct Cell {
+    uint32_t layer = 0;
+    uint32_t head = 0;
+  };
+  // The cells to write: those of the range that nobody wrote before. Empty: all were there.
+  [[nodiscard]] std::span<const Cell> claimed() const;
+
+  struct CommitResult {
+    bool sealed = false;  // all cells of the block are there now
+  };
+  // Publishes the claimed cells with one checksum each, in the order of claimed(). A block deleted
+  // meanwhile stays deleted: NOT_FOUND.
+  [[nodiscard]] absl::StatusOr<CommitResult> Commit(std::span<const uint32_t> checksums);
+
+ private:
+  friend class PoolState;
+  struct Claim;
+  explicit WriteHandle(std::unique_ptr<Claim> claim);
+
+  std::unique_ptr<Claim> claim_;  // null only after a move
+};
+
+// Pins on sealed blocks, root first where they are a chain. Movable; destroying it unpins. The bytes
+// stay in place and unchanged while pinned, even after a delete.
+class ReadPins {
+ public:
+  ReadPins();
+  ReadPins(ReadPins&&) noexcept;
+  ReadPins& operator=(ReadPins&&) noexcept;
+  ~ReadPins();
+
+  [[nodiscard]] size_t size() const;
+  [[nodiscard]] BlockView operator[](size_t i) const;
+
+ private:
+  friend class PoolState;
+  struct Pinned;
+  explicit ReadPins(std::unique_ptr<Pinned> pinned);
+
+  std::unique_ptr<Pinned> pinned_;  // null: no pin
+};
+
+// The bytes and keys of all blocks: index, slots, pins, leases, eviction. Knows neither codec nor
+// protocol. Thread-safe; no lock is held while bytes are written, read or copied.
+//
+// A block is *sealed* when all its cells are committed, and *found* when it and all its ancestors are
+// sealed. Slots are exact; the sum of slab pages never exceeds the budget. When it is full, the
+// least recently used unpinned block without sealed children goes first.
+class BlockPool {
+ public:
+  struct Options {
+    size_t budget_bytes = 0;
+    double max_leased_fraction = 0.8;  // of the budget, pinned by leases
+    std::chrono::milliseconds unsealed_ttl{30000};  // after the last part
+    std::chrono::milliseconds max_lease_ttl{600000};
+    size_t event_capacity = 65536;
+  };
+  // `clock` outlives the pool.
+  BlockPool(const Options& options, const Clock* clock);
+  ~BlockPool();  // all handles, pins and leases are gone
+
+  struct ReserveRequest {
+    BlockKey key;
+    std::optional<BlockHash> parent;  // of the same tenant and fingerprint; none: a root
+    uint32_t num_tokens = 0;          // 1..block_tokens
+    BlockShape shape;
+    CellRange range;
+  };
+  // Claims the cells of `range` that are not there yet, making the block and its slot if needed and
+  // evicting for it. Errors, none of which changes anything:
+  //   ABORTED             a cell of the range is being written by another handle: try again
+  //   FAILED_PRECONDITION another parent, num_tokens differs from the stored one, the parent is a
+  //                       short block (num_tokens < block_tokens), or this block is short and has children
+  //   RESOURCE_EXHAUSTED  the slot is larger than the budget, or everything is pinned or in writing
+  [[nodiscard]] absl::StatusOr<WriteHandle> Reserve(const ReserveRequest& request);
+
+  // Pins one found block. NOT_FOUND names the hash.
+  [[nodiscard]] absl::StatusOr<ReadPins> Pin(const BlockKey& key);
+  // Pins these blocks, all or none, in this order. NOT_FOUND names the first that is not found.
+  [[nodiscard]] absl::StatusOr<ReadPins> PinAll(std::span<const BlockKey> keys);
+  // Pins `tip` and all its ancestors, root first. NOT_FOUND names the first missing ancestor, root
+  // first where several are.
+  [[nodiscard]] absl::StatusOr<ReadPins> PinChain(const BlockKey& tip);
+
+  // How many of `chain` (hashes from the root on, each the child of the one before) are found, from
+  // the first on without a hole. Counts as use of those.
+  [[nodiscard]] size_t LookupPrefix(uint32_t tenant, const Fingerprint& fingerprint,
+                                    std::span<const BlockHash> chain);
+
+  struct Lease {
+    uint64_t id = 0;  // random
+    std::chrono::milliseconds ttl{0};  // granted; at most max_lease_ttl
+  };
+  // Pins `tip` and its ancestors until the lease is released or runs out. NOT_FOUND as PinChain;
+  // RESOURCE_EXHAUSTED when leases would pin more than max_leased_fraction of the budget (a block
+  // under several leases counts once).
+  [[nodiscard]] absl::StatusOr<Lease> AcquireLease(const BlockKey& tip,
+                                                   std::chrono::milliseconds ttl);
+  // NOT_FOUND for an unknown, released or expired lease, or one of another tenant.
+  [[nodiscard]] absl::StatusOr<Lease> RenewLease(uint32_t tenant, uint64_t id,
+                                                 std::chrono::milliseconds ttl);
+  [[nodiscard]] absl::Status ReleaseLease(uint32_t tenant, uint64_t id);
+  // The leased chain, root first; it stays pinned while the pointer lives, even past the lease.
+  [[nodiscard]] absl::StatusOr<std::shared_ptr<const ReadPins>> LeasedChain(uint32_t tenant,
+                                                                            uint64_t id);
+
+  // Hides the block and its whole subtree at once; bytes are freed at the last unpin. Returns how
+  // many blocks were hidden; NOT_FOUND when there is no such block (sealed or not).
+  [[nodiscard]] absl::StatusOr<size_t> Delete(const BlockKey& key);
+  // The same for every block of a model. Returns how many.
+  size_t Clear(uint32_t tenant, const Fingerprint& fingerprint);
+
+  // Drops a block whose bytes turned out wrong, as Delete does, and counts it.
+  void Discard(const BlockKey& key);
+
+  // Drops unsealed blocks past their time and leases past theirs. Called every second or so.
+  void Expire();
+
+  struct Stats {
+    size_t budget_bytes = 0;
+    size_t page_bytes = 0;   // taken from the budget by slab pages
+    size_t used_bytes = 0;   // slots in use
+    size_t pinned_bytes = 0;
+    size_t leased_bytes = 0;
+    uint64_t blocks = 0;     // with a slot, sealed or not
+    uint64_t sealed_blocks = 0;
+    uint64_t leases = 0;
+    uint64_t evicted_total = 0;
+    uint64_t expired_total = 0;
+    uint64_t deleted_total = 0;
+    uint64_t discarded_total = 0;  // integrity failures
+  };
+  [[nodiscard]] Stats GetStats() const;
+  [[nodiscard]] EventLog& events();
+
+ private:
+  const std::unique_ptr<PoolState> state_;
+};
+
+}  // namespace sketchkv

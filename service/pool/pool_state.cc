@@ -1,0 +1,100 @@
+#include "service/pool/pool_state.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_format.h"
+#include "service/pool/host_tier.h"
+
+namespace sketchkv {
+
+PoolState::PoolState(const BlockPool::Options& pool_options, const Clock* pool_clock)
+    : options(pool_options),
+      clock(pool_clock),
+      events(pool_options.event_capacity),
+      table(std::make_unique<HostTier>(pool_options.budget_bytes), &events) {}
+
+Entry* PoolState::FindFound(const BlockKey& key) const {
+  Entry* const entry = table.FindBlock(key);
+  return entry != nullptr && entry->found ? entry : nullptr;
+}
+
+absl::StatusOr<std::vector<Entry*>> PoolState::ResolveChain(const BlockKey& tip) const {
+  Entry* const entry = table.index().Find(tip);
+  const Entry* missing = nullptr;
+  std::vector<Entry*> chain;
+  for (Entry* at = entry; at != nullptr; at = at->parent) {
+    if (!at->sealed) missing = at;  // the last one seen is nearest to the root
+    chain.push_back(at);
+  }
+  if (entry == nullptr || missing != nullptr) {
+    const BlockHash& hash = missing == nullptr ? tip.hash : missing->key.hash;
+    return absl::NotFoundError(absl::StrFormat("block %s, the first missing of the chain to %s",
+                                               hash.ToHex(), tip.hash.ToHex()));
+  }
+  std::reverse(chain.begin(), chain.end());
+  return chain;
+}
+
+ReadPins PoolState::Pin(std::vector<Entry*> blocks) {
+  auto pinned = std::make_unique<ReadPins::Pinned>();
+  pinned->pool = this;
+  pinned->bytes.reserve(blocks.size());
+  const uint64_t tick = table.NextTick();
+  for (Entry* entry : blocks) {
+    table.AddRef(entry);
+    table.Touch(entry, tick);
+    pinned->bytes.push_back(table.Bytes(entry));
+  }
+  pinned->blocks = std::move(blocks);
+  return ReadPins(std::move(pinned));
+}
+
+void PoolState::Unpin(const std::vector<Entry*>& blocks) {
+  MutexLock lock(&mu);
+  for (Entry* entry : blocks) table.DropRef(entry);
+}
+
+void PoolState::TouchLeased(const LeaseTable::Lease& lease) {
+  for (Entry* entry : lease.blocks) table.Touch(entry, lease.last_use);
+}
+
+size_t PoolState::HideSubtree(Entry* top) {
+  const std::vector<Entry*> subtree = BlockIndex::Subtree(top);
+  table.Hide(subtree);
+  deleted_total += subtree.size();
+  return subtree.size();
+}
+
+void PoolState::ExpireUnsealed(TimePoint now) {
+  std::vector<Entry*> expired;
+  for (const auto& [entry, cells] : table.unsealed()) {
+    if (entry->refs == 0 && now - cells.last_part >= options.unsealed_ttl) expired.push_back(entry);
+  }
+  for (Entry* entry : expired) table.Evict(entry);
+  expired_total += expired.size();
+}
+
+ReadPins::ReadPins() = default;
+ReadPins::ReadPins(std::unique_ptr<Pinned> pinned) : pinned_(std::move(pinned)) {}
+ReadPins::ReadPins(ReadPins&&) noexcept = default;
+
+ReadPins& ReadPins::operator=(ReadPins&& other) noexcept {
+  std::swap(pinned_, other.pinned_);
+  ReadPins(std::move(other));  // unpins what was ours now, not when `other` goes
+  return *this;
+}
+
+ReadPins::~ReadPins() {
+  if (pinned_ != nullptr) pinned_->pool->Unpin(pinned_->blocks);
+}
+
+size_t ReadPins::size() const { return pinned_ == nullptr ? 0 : pinned_->blocks.size(); }
+
+BlockView ReadPins::operator[](size_t i) const {
+  const Entry* const entry = pinned_->blocks[i];
+  return {&entry->key, pinned_->bytes[i], entry->cells->checksums(), entry->cells->num_tokens};
+}
+
+}  // namespace sketchkv

@@ -1,0 +1,76 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "kernels/base/clock.h"
+#include "kernels/base/mutex.h"
+#include "service/pool/block_pool.h"
+#include "service/pool/block_table.h"
+#include "service/pool/lease_table.h"
+
+namespace sketchkv {
+
+// What the pool shares with its handles: everything behind one mutex. Under it are index and policy
+// only, and the mapping and unmapping of pages; never the bytes of a block. Lock order: mu, then
+// the event log's own; the tier has no lock, since it is called under mu alone.
+class PoolState {
+ public:
+  PoolState(const BlockPool::Options& options, const Clock* clock);
+
+  // Claims and pins come to life under the mutex and end by taking it: none may be destroyed while
+  // it is held.
+  [[nodiscard]] absl::StatusOr<WriteHandle> Reserve(const BlockPool::ReserveRequest& request);
+  [[nodiscard]] absl::StatusOr<WriteHandle::CommitResult> Commit(
+      WriteHandle::Claim* claim, std::span<const uint32_t> checksums);
+  void EndClaim(WriteHandle::Claim* claim);
+  void Unpin(const std::vector<Entry*>& blocks);
+
+  [[nodiscard]] Entry* FindFound(const BlockKey& key) const SKETCHKV_REQUIRES(mu);
+  // `tip` and its ancestors, root first. NOT_FOUND as PinChain.
+  [[nodiscard]] absl::StatusOr<std::vector<Entry*>> ResolveChain(const BlockKey& tip) const
+      SKETCHKV_REQUIRES(mu);
+  // Counts as one use of all of them.
+  [[nodiscard]] ReadPins Pin(std::vector<Entry*> blocks) SKETCHKV_REQUIRES(mu);
+  // What a lease's use says of its blocks, once nothing else keeps them.
+  void TouchLeased(const LeaseTable::Lease& lease) SKETCHKV_REQUIRES(mu);
+  // Hides `top` and all below. Returns how many.
+  size_t HideSubtree(Entry* top) SKETCHKV_REQUIRES(mu);
+  void ExpireUnsealed(TimePoint now) SKETCHKV_REQUIRES(mu);
+
+  // Constant after construction.
+  const BlockPool::Options options;
+  const Clock* const clock;
+  // Has a lock of its own.
+  EventLog events;
+
+  mutable Mutex mu;
+  BlockTable table SKETCHKV_GUARDED_BY(mu);
+  LeaseTable leases SKETCHKV_GUARDED_BY(mu);
+  uint64_t expired_total SKETCHKV_GUARDED_BY(mu) = 0;
+  uint64_t deleted_total SKETCHKV_GUARDED_BY(mu) = 0;
+  uint64_t discarded_total SKETCHKV_GUARDED_BY(mu) = 0;
+
+ private:
+  [[nodiscard]] absl::Status CheckStored(const BlockPool::ReserveRequest& request, Entry* entry)
+      SKETCHKV_REQUIRES(mu);
+};
+
+struct WriteHandle::Claim {
+  PoolState* pool = nullptr;
+  Entry* entry = nullptr;
+  std::span<std::byte> slot;
+  std::vector<Cell> cells;
+  bool committed = false;
+};
+
+struct ReadPins::Pinned {
+  PoolState* pool = nullptr;
+  std::vector<Entry*> blocks;
+  std::vector<std::span<const std::byte>> bytes;
+};
+
+}  // namespace sketchkv

@@ -1,0 +1,102 @@
+#include <atomic>
+#include <random>
+#include <thread>
+
+#include "tests/pool/pool_fixture.h"
+
+namespace sketchkv {
+namespace {
+
+// Writers, verifying readers, lease holders and deleters on two models whose blocks exceed the
+// budget several times. What it checks: no wrong byte, no overrun of the budget, nothing left.
+class PoolStressTest : public PoolTest {
+ protected:
+  static constexpr uint64_t kChains = 24, kDepth = 4;
+  static constexpr int kSteps = 12000;
+
+  static uint64_t Number(uint64_t chain, uint64_t depth) { return chain * kDepth + depth; }
+
+  void PutSome(std::mt19937& random) {
+    const uint8_t model = random() % 2;
+    const uint64_t depth = random() % kDepth;
+    const uint64_t number = Number(random() % kChains, depth);
+    auto request = RequestFor(number, depth == 0 ? std::nullopt : std::optional(number - 1),
+                              model == 0 ? kSlot : 1280, model);
+    if (random() % 4 == 0) request.range = {static_cast<uint32_t>(random() % 2), 1, 0, 2};
+    auto handle = pool_->Reserve(request);
+    if (!handle.ok()) return;
+    const std::vector<uint32_t> checksums = FillClaimed(*handle, request.key);
+    if (random() % 8 != 0) (void)handle->Commit(checksums);
+  }
+
+  void ReadSome(std::mt19937& random) {
+    const BlockKey tip = KeyOf(Number(random() % kChains, random() % kDepth), random() % 2);
+    if (random() % 3 == 0) {
+      const auto lease = pool_->AcquireLease(tip, std::chrono::milliseconds(1 + random() % 50));
+      if (!lease.ok()) return;
+      if (const auto chain = pool_->LeasedChain(0, lease->id); chain.ok()) Verify(**chain);
+      if (random() % 2 == 0) (void)pool_->ReleaseLease(0, lease->id);
+    } else if (const auto chain = pool_->PinChain(tip); chain.ok()) {
+      Verify(*chain);
+    }
+  }
+
+  void Verify(const ReadPins& pins) {
+    for (size_t i = 0; i < pins.size(); ++i) {
+      if (!HoldsPattern(pins[i])) ++wrong_;
+      ++read_;
+    }
+  }
+
+  void DropSome(std::mt19937& random) {
+    const BlockKey key = KeyOf(Number(random() % kChains, random() % kDepth), random() % 2);
+    if (random() % 200 == 0) {
+      pool_->Clear(0, key.fingerprint);
+    } else if (random() % 16 == 0) {
+      (void)pool_->Delete(key);
+    }
+    clock_.Advance(std::chrono::milliseconds(1));
+    pool_->Expire();
+    if (pool_->GetStats().page_bytes > kBudget) ++wrong_;
+  }
+
+  std::atomic<uint64_t> wrong_ = 0, read_ = 0;
+};
+
+TEST_F(PoolStressTest, ManyThreadsNeverSeeAWrongByte) {
+  std::atomic<uint64_t> wakes = 0;
+  const uint64_t subscription = pool_->events().Subscribe([&] { ++wakes; });
+  std::vector<std::thread> threads;
+  for (uint32_t id = 0; id < 6; ++id) {
+    threads.emplace_back([this, id] {
+      std::mt19937 random(1000 + id);
+      for (int step = 0; step < kSteps; ++step) {
+        if (id < 3) {
+          PutSome(random);
+        } else if (id < 5) {
+          ReadSome(random);
+        } else if (step % 8 == 0) {
+          DropSome(random);
+        }
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  pool_->events().Unsubscribe(subscription);
+  EXPECT_EQ(wrong_, 0u);
+  EXPECT_GT(read_, 100u);
+  EXPECT_EQ(wakes, pool_->events().next_sequence() - 1);
+
+  clock_.Advance(std::chrono::hours(1));
+  pool_->Expire();
+  for (const uint8_t model : {0, 1}) pool_->Clear(0, KeyOf(0, model).fingerprint);
+  const BlockPool::Stats stats = pool_->GetStats();
+  EXPECT_EQ(stats.blocks, 0u);
+  EXPECT_EQ(stats.sealed_blocks, 0u);
+  EXPECT_EQ(stats.leases, 0u);
+  EXPECT_EQ(stats.pinned_bytes, 0u);
+  EXPECT_EQ(stats.page_bytes, 0u);
+}
+
+}  // namespace
+}  // namespace sketchkv

@@ -2,6 +2,7 @@
 """Talks to a real sketchkvd with code made from the proto files alone, and checks how it starts,
 serves, reflects and stops. Exits 77 (skipped) where grpcio or xxhash for Python are missing."""
 import argparse
+import ctypes
 import os
 import pathlib
 import signal
@@ -37,12 +38,18 @@ def generate(proto, plugin, out):
     sys.path.insert(0, str(out))
 
 
+def end_with_parent():
+    """A failed check must not leave a server behind: PR_SET_PDEATHSIG is 1."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
 class Server:
     def __init__(self, binary, directory, *flags):
         self.port_file = pathlib.Path(directory) / f"port{time.monotonic_ns()}"
         self.process = subprocess.Popen(
             [binary, "--listen", "127.0.0.1:0", "--port-file", str(self.port_file),
-             "--host-bytes", "64MiB", "--log-level", "warn", *flags])
+             "--host-bytes", "64MiB", "--log-level", "warn", *flags],
+            preexec_fn=end_with_parent)
         deadline = time.monotonic() + 30
         while not self.port_file.exists():
             assert self.process.poll() is None, "the server ended at once"
@@ -133,8 +140,8 @@ def main():
         check_health(plain.channel, "sketchkv")
         put_get_attend(plain.channel)
         try:
-            services_by_reflection(plain.channel)
-            raise AssertionError("reflection is served without its flag")
+            answer = services_by_reflection(plain.channel)
+            raise AssertionError(f"reflection is served without its flag: {answer}")
         except grpc.RpcError as error:
             assert error.code() == grpc.StatusCode.UNIMPLEMENTED, error
         taken = f"127.0.0.1:{plain.port_file.read_text().strip()}"

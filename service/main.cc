@@ -13,6 +13,7 @@
 #include <string>
 #include <thread>
 
+#include "absl/cleanup/cleanup.h"
 #include "kernels/isa.h"
 #include "service/config.h"
 #include "service/engine/engine.h"
@@ -39,6 +40,8 @@ void AddFlags(CLI::App* app, Config* config) {
   app->add_option("--max-queued", config->max_queued, "requests that may wait for a thread");
   app->add_option("--max-timeout-ms", config->max_timeout_ms, "of one request");
   app->add_option("--drain-ms", config->drain_ms, "for calls under way at SIGTERM");
+  app->add_option("--scrub-seconds", config->scrub_seconds,
+                  "every stored block is verified once in so long; 0: never");
   app->add_option("--isa", config->isa, "CPU kernels: auto, scalar, avx2 or avx512");
   app->add_flag("--reflection", config->reflection, "serve gRPC reflection");
   app->add_option("--log-level", config->log_level, "trace, debug, info, warn or error");
@@ -80,8 +83,15 @@ int Serve(const Config& config, const sigset_t& signals) {
   BlockPool pool({.budget_bytes = host_bytes}, &clock);
   ModelRegistry models(*isa);
   ThreadExecutor executor(threads, config.max_queued, &clock);
-  executor.RunEvery(std::chrono::seconds(1), [&pool] { pool.Expire(); });
   Engine engine(&models, &pool, &executor);
+  // Whatever way this function ends: first the server goes, then the threads, then what they use.
+  const absl::Cleanup stop_threads = [&executor] { executor.Stop(); };
+  executor.RunEvery(std::chrono::seconds(1), [&, cursor = uint64_t{0}]() mutable {
+    pool.Expire();
+    if (config.scrub_seconds == 0) return;
+    // A second's share of the whole, rounded up.
+    engine.Scrub(&cursor, pool.GetStats().sealed_blocks / config.scrub_seconds + 1);
+  });
   InflightBytes inflight(inflight_bytes);
   ServiceContext context{.engine = &engine,
                          .executor = &executor,

@@ -430,6 +430,19 @@ absl::StatusOr<uint64_t> Engine::Unregister(uint32_t tenant, const std::string& 
   return pool_->Clear(tenant, model->fingerprint);
 }
 
+size_t Engine::Scrub(uint64_t* cursor, size_t limit) {
+  const ReadPins pins = pool_->PinNext(cursor, limit);
+  for (size_t i = 0; i < pins.size(); ++i) {
+    const BlockView block = pins[i];
+    const std::shared_ptr<const Model> model =
+        models_->Find(block.key->tenant, block.key->fingerprint);
+    if (model == nullptr) continue;  // unregistered a moment ago: nobody can read it any more
+    const CellRange whole = *ResolveRange({}, model->layout());
+    if (!VerifyCells(*model, block, whole).ok()) pool_->Discard(*block.key);
+  }
+  return pins.size();
+}
+
 Engine::Stats Engine::GetStats() const {
   return {.put_raw_bytes_total = put_raw_bytes_, .put_stored_bytes_total = put_stored_bytes_};
 }

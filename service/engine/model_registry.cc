@@ -146,6 +146,22 @@ uint64_t Model::raw_block_bytes() const {
   return row_bytes * layout().num_layers * layout().num_kv_heads * layout().block_tokens;
 }
 
+struct ModelRegistry::Candidate {
+  std::pair<uint32_t, std::string> key;
+  const Fields& fields;
+  const Fingerprint& fingerprint;
+};
+
+absl::StatusOr<std::shared_ptr<const Model>> ModelRegistry::FindSame(
+    const Candidate& candidate) const {
+  const auto it = models_.find(candidate.key);
+  if (it == models_.end()) return nullptr;
+  const Model& other = *it->second;
+  if (other.fingerprint == candidate.fingerprint) return it->second;
+  return NameDifference(DescribeModel(other.name, other.layout(), other.codec->profiles()),
+                        candidate.fields);
+}
+
 absl::StatusOr<std::shared_ptr<const Model>> ModelRegistry::Register(
     uint32_t tenant, const std::string& name, const KvLayout& layout,
     const std::vector<LayerProfileRequest>& requests) {
@@ -154,18 +170,11 @@ absl::StatusOr<std::shared_ptr<const Model>> ModelRegistry::Register(
   SKETCHKV_ASSIGN_OR_RETURN(std::vector<CodecProfile> profiles, ResolveProfiles(layout, requests));
   const Fields fields = DescribeModel(name, layout, profiles);
   const Fingerprint fingerprint = Digest(fields);
-  const auto key = std::make_pair(tenant, name);
-  // Looked up before the codec is built: registering again must be cheap.
-  const auto find = [&]() -> absl::StatusOr<std::shared_ptr<const Model>> {
-    const auto it = models_.find(key);
-    if (it == models_.end()) return nullptr;
-    if (it->second->fingerprint == fingerprint) return it->second;
-    const Model& other = *it->second;
-    return NameDifference(DescribeModel(name, other.layout(), other.codec->profiles()), fields);
-  };
+  const Candidate candidate{.key = {tenant, name}, .fields = fields, .fingerprint = fingerprint};
   {
+    // Looked up before the codec is built: registering again must be cheap.
     MutexLock lock(&mu_);
-    SKETCHKV_ASSIGN_OR_RETURN(std::shared_ptr<const Model> known, find());
+    SKETCHKV_ASSIGN_OR_RETURN(std::shared_ptr<const Model> known, FindSame(candidate));
     if (known != nullptr) return known;
   }
   auto model = std::make_shared<Model>();
@@ -178,14 +187,23 @@ absl::StatusOr<std::shared_ptr<const Model>> ModelRegistry::Register(
                   .block_tokens = layout.block_tokens,
                   .slot_bytes = model->codec->slot_bytes()};
   MutexLock lock(&mu_);
-  SKETCHKV_ASSIGN_OR_RETURN(std::shared_ptr<const Model> raced, find());
+  SKETCHKV_ASSIGN_OR_RETURN(std::shared_ptr<const Model> raced, FindSame(candidate));
   if (raced != nullptr) return raced;
   if (models_.size() >= kMaxModels) {
     return absl::ResourceExhaustedError(
         absl::StrCat(models_.size(), " models are registered, of at most ", kMaxModels));
   }
-  models_[key] = model;
+  models_[candidate.key] = model;
   return model;
+}
+
+std::shared_ptr<const Model> ModelRegistry::Find(uint32_t tenant,
+                                                 const Fingerprint& fingerprint) const {
+  MutexLock lock(&mu_);
+  for (const auto& [key, model] : models_) {
+    if (key.first == tenant && model->fingerprint == fingerprint) return model;
+  }
+  return nullptr;
 }
 
 absl::StatusOr<std::shared_ptr<const Model>> ModelRegistry::Get(uint32_t tenant,

@@ -49,12 +49,20 @@ class ModelRegistry {
       const std::vector<LayerProfileRequest>& profiles);
   [[nodiscard]] absl::StatusOr<std::shared_ptr<const Model>> Get(uint32_t tenant,
                                                                  const std::string& name) const;
+  // Null when no such model is registered.
+  [[nodiscard]] std::shared_ptr<const Model> Find(uint32_t tenant,
+                                                  const Fingerprint& fingerprint) const;
   [[nodiscard]] std::vector<std::shared_ptr<const Model>> List(uint32_t tenant) const;
   [[nodiscard]] absl::StatusOr<std::shared_ptr<const Model>> Remove(uint32_t tenant,
                                                                     const std::string& name);
   [[nodiscard]] size_t size() const;
 
  private:
+  // The model of this name if it has this fingerprint, null if there is none, else ALREADY_EXISTS.
+  struct Candidate;
+  [[nodiscard]] absl::StatusOr<std::shared_ptr<const Model>> FindSame(
+      const Candidate& candidate) const SKETCHKV_REQUIRES(mu_);
+
   const Isa isa_;  // constant after construction
 
   mutable Mutex mu_;

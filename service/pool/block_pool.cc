@@ -62,6 +62,11 @@ absl::StatusOr<ReadPins> BlockPool::PinChain(const BlockKey& tip) {
   return state_->Pin(std::move(chain));
 }
 
+ReadPins BlockPool::PinNext(uint64_t* cursor, size_t limit) {
+  MutexLock lock(&state_->mu);
+  return state_->Hold(state_->table.NextSealed(cursor, limit));
+}
+
 size_t BlockPool::LookupPrefix(uint32_t tenant, const Fingerprint& fingerprint,
                                std::span<const BlockHash> chain) {
   MutexLock lock(&state_->mu);

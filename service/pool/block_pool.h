@@ -115,6 +115,10 @@ class BlockPool {
   // first where several are.
   [[nodiscard]] absl::StatusOr<ReadPins> PinChain(const BlockKey& tip);
 
+  // Pins up to `limit` sealed blocks of any tenant from *cursor on (0: the first) and moves it behind
+  // them, back to 0 after the last: what a scrub walks. Does not count as use.
+  [[nodiscard]] ReadPins PinNext(uint64_t* cursor, size_t limit);
+
   // How many of `chain` (hashes from the root on, each the child of the one before) are found, from
   // the first on without a hole. Counts as use of those.
   [[nodiscard]] size_t LookupPrefix(uint32_t tenant, const Fingerprint& fingerprint,

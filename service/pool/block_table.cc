@@ -24,6 +24,25 @@ Entry* BlockTable::FindBlock(const BlockKey& key) const {
   return entry == nullptr || entry->is_ghost() ? nullptr : entry;
 }
 
+std::vector<Entry*> BlockTable::NextSealed(uint64_t* cursor, size_t limit) const {
+  std::vector<Entry*> sealed;
+  auto page = static_cast<uint32_t>(*cursor >> 32);
+  auto slot = static_cast<uint32_t>(*cursor);
+  for (; page < pages_.size(); ++page, slot = 0) {
+    const std::vector<Entry*>& owners = pages_[page].owners;
+    for (; slot < owners.size(); ++slot) {
+      if (sealed.size() == limit) {
+        *cursor = uint64_t{page} << 32 | slot;
+        return sealed;
+      }
+      Entry* const entry = owners[slot];
+      if (entry != nullptr && entry->sealed && !entry->hidden) sealed.push_back(entry);
+    }
+  }
+  *cursor = 0;
+  return sealed;
+}
+
 UnsealedCells* BlockTable::FindUnsealed(Entry* entry) {
   const auto it = unsealed_.find(entry);
   return it == unsealed_.end() ? nullptr : &it->second;

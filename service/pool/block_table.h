@@ -65,6 +65,10 @@ class BlockTable {
   // All cells are there.
   void Seal(Entry* entry);
 
+  // Up to `limit` sealed blocks from *cursor on, in the order of their slots, and moves the cursor
+  // behind them; at the end of the table it goes back to 0.
+  [[nodiscard]] std::vector<Entry*> NextSealed(uint64_t* cursor, size_t limit) const;
+
   // Drops one block without reference; sealed children stay and are not found any more.
   void Evict(Entry* entry);
   // Takes these blocks out of the index and frees those without reference. Children stand after

@@ -38,13 +38,17 @@ absl::StatusOr<std::vector<Entry*>> PoolState::ResolveChain(const BlockKey& tip)
 }
 
 ReadPins PoolState::Pin(std::vector<Entry*> blocks) {
+  const uint64_t tick = table.NextTick();
+  for (Entry* entry : blocks) table.Touch(entry, tick);
+  return Hold(std::move(blocks));
+}
+
+ReadPins PoolState::Hold(std::vector<Entry*> blocks) {
   auto pinned = std::make_unique<ReadPins::Pinned>();
   pinned->pool = this;
   pinned->bytes.reserve(blocks.size());
-  const uint64_t tick = table.NextTick();
   for (Entry* entry : blocks) {
     table.AddRef(entry);
-    table.Touch(entry, tick);
     pinned->bytes.push_back(table.Bytes(entry));
   }
   pinned->blocks = std::move(blocks);

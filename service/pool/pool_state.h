@@ -33,8 +33,9 @@ class PoolState {
   // `tip` and its ancestors, root first. NOT_FOUND as PinChain.
   [[nodiscard]] absl::StatusOr<std::vector<Entry*>> ResolveChain(const BlockKey& tip) const
       SKETCHKV_REQUIRES(mu);
-  // Counts as one use of all of them.
+  // Pin counts as one use of all of them, Hold as none.
   [[nodiscard]] ReadPins Pin(std::vector<Entry*> blocks) SKETCHKV_REQUIRES(mu);
+  [[nodiscard]] ReadPins Hold(std::vector<Entry*> blocks) SKETCHKV_REQUIRES(mu);
   // What a lease's use says of its blocks, once nothing else keeps them.
   void TouchLeased(const LeaseTable::Lease& lease) SKETCHKV_REQUIRES(mu);
   // Hides `top` and all below. Returns how many.

@@ -43,8 +43,7 @@ struct Chain {
     values = keys;
     for (uint32_t b = 1; b <= blocks; ++b) {
       const uint32_t tokens = b == blocks ? last_tokens : block_tokens;
-      const std::optional<uint64_t> parent = b == 1 ? std::nullopt : std::optional<uint64_t>(b - 1);
-      EXPECT_THAT(f.Put(model, b, parent, RandomPart(*model, {}, tokens, b)), IsOk());
+      EXPECT_THAT(f.Put(model, b, b - 1, RandomPart(*model, {}, tokens, b)), IsOk());
       const auto part =
           f.engine.Get(0, {.model = model, .hash = TestHash(b), .dtype = DType::kFp32});
       EXPECT_THAT(part, IsOk());

@@ -90,11 +90,12 @@ struct EngineFixture {
     request.profile.name = profile;
     return *models.Register(0, name, layout, {request});
   }
+  // `parent` 0: a root.
   absl::StatusOr<Engine::PutResult> Put(const std::shared_ptr<const Model>& model, uint64_t hash,
-                                        std::optional<uint64_t> parent, const RawPart& part) {
+                                        uint64_t parent, const RawPart& part) {
     Engine::PutRequest request{
         .model = model, .hash = TestHash(hash), .part = part.layout, .payload = Bytes(part.payload)};
-    if (parent.has_value()) request.parent = TestHash(*parent);
+    if (parent != 0) request.parent = TestHash(parent);
     return engine.Put(0, request);
   }
 

@@ -194,11 +194,12 @@ absl::Status Engine::VerifyCells(const Model& model, const BlockView& block,
 absl::StatusOr<uint64_t> Engine::MaxGetBytes(const GetRequest& request) const {
   const Model& model = *request.model;
   SKETCHKV_ASSIGN_OR_RETURN(const CellRange range, ResolveRange(request.range, model.layout()));
-  if (!request.dtype.has_value()) return EncodedPartBytes(*model.codec, range);
+  const uint64_t encoded_bytes = EncodedPartBytes(*model.codec, range);
+  if (!request.dtype.has_value()) return encoded_bytes;
   SKETCHKV_RETURN_IF_ERROR(ValidateOutput(model, range, *request.dtype));
-  return RawPartFormat(model.layout(), range, model.layout().block_tokens, request.raw_order,
-                       *request.dtype, *request.dtype)
-      .total_bytes();
+  return encoded_bytes + RawPartFormat(model.layout(), range, model.layout().block_tokens,
+                                       request.raw_order, *request.dtype, *request.dtype)
+                             .total_bytes();
 }
 
 absl::StatusOr<Part> Engine::Get(uint32_t tenant, const GetRequest& request) {

@@ -54,7 +54,7 @@ class Engine {
     std::optional<DType> dtype;  // none: encoded cells
     RawOrder raw_order = RawOrder::kNhd;
   };
-  // The size of the payload Get will give for a full block. INVALID_ARGUMENT as Get.
+  // The most memory Get needs, answer included. INVALID_ARGUMENT as Get.
   [[nodiscard]] absl::StatusOr<uint64_t> MaxGetBytes(const GetRequest& request) const;
   // NOT_FOUND; INVALID_ARGUMENT (range, dtype); DATA_LOSS: stored bytes are damaged, the block is
   // dropped.

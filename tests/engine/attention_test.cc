@@ -168,6 +168,45 @@ TEST(EngineAttentionTest, ContextsLongerThanASplitMergeToTheSame) {
   chain.ExpectNear(item, 1, queries, results[0], 1e-3);
 }
 
+// Multi-head latent attention: no value bytes travel or are stored; the values are in the keys.
+TEST(EngineAttentionTest, ValuesThatAreAPrefixOfTheKeysAreAttendedFromThere) {
+  EngineFixture f;
+  KvLayout layout = SmallLayout(16);
+  layout.head_dim = 40;
+  layout.value_source = ValueSource::kKeyPrefix;
+  const auto model = f.Register("mla", layout, "raw");
+  EXPECT_EQ(model->raw_block_bytes(), 2 * 3 * 16 * 40 * 4);
+  const RawPart part = RandomPart(*model, {}, 16, 1);
+  SKETCHKV_ASSERT_OK(f.Put(model, 1, 0, part));
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(
+      const Part back, f.engine.Get(0, {.model = model, .hash = TestHash(1), .dtype = DType::kFp32}));
+  EXPECT_EQ(back.payload, part.payload);
+
+  const std::vector<float> queries = RandomFloats(3 * 40, 13);
+  AttentionRequest request{.model = model, .queries_per_kv_head = 1, .queries = queries};
+  AttentionItem item{.tip = TestHash(1), .layer = 1, .head_count = 3, .num_query_tokens = 1};
+  item.options.softmax_scale = 0.2f;
+  request.items = {item};
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto results, f.engine.Attend(0, request));
+  const RawPartFormat format(layout, part.layout.range, 16, RawOrder::kNhd);
+  for (uint32_t head = 0; head < 3; ++head) {
+    std::vector<std::vector<double>> keys, values;
+    for (uint32_t t = 0; t < 16; ++t) {
+      const RowsView rows = format.Keys(Bytes(part.payload).data(), 1, head);
+      std::vector<float> row(40);
+      std::memcpy(row.data(), rows.data + t * rows.stride_bytes, 40 * sizeof(float));
+      keys.emplace_back(row.begin(), row.end());
+      values.emplace_back(row.begin(), row.begin() + kValueDim);
+    }
+    const std::vector<double> query(queries.begin() + head * 40, queries.begin() + (head + 1) * 40);
+    const DoubleAttention expected = AttendInDouble(keys, values, query, 0.2, 0, kValueDim);
+    EXPECT_NEAR(results[0].lse[head], expected.lse, 1e-4);
+    for (uint32_t c = 0; c < kValueDim; ++c) {
+      EXPECT_NEAR(results[0].out[head * kValueDim + c], expected.out[c], 1e-4);
+    }
+  }
+}
+
 TEST(EngineAttentionTest, SoftcapAndEmptyRanges) {
   Chain chain("qjl", 16, 2, 16);
   const std::vector<float> queries = RandomFloats(2 * 3 * kDim, 8);

@@ -1,0 +1,132 @@
+// The real server process: what it holds while ten times its budget is put.
+
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <thread>
+
+#include "tests/rpc/rpc_fixture.h"
+
+namespace sketchkv {
+namespace {
+
+constexpr uint64_t kMiB = uint64_t{1} << 20;
+
+class ServerProcess {
+ public:
+  explicit ServerProcess(std::vector<std::string> flags) {
+    port_file_ = std::filesystem::path(testing::TempDir()) /
+                 ("sketchkv_memory_" + std::to_string(getpid()) + "_port");
+    std::filesystem::remove(port_file_);
+    flags.insert(flags.begin(), {SKETCHKVD, "--listen", "127.0.0.1:0", "--port-file",
+                                 port_file_.string(), "--log-level", "warn"});
+    pid_ = fork();
+    if (pid_ == 0) {
+      prctl(PR_SET_PDEATHSIG, SIGKILL);
+      std::vector<char*> argv;
+      for (std::string& flag : flags) argv.push_back(flag.data());
+      argv.push_back(nullptr);
+      execv(argv[0], argv.data());
+      _exit(127);
+    }
+    for (int i = 0; i < 3000 && !std::filesystem::exists(port_file_); ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    std::ifstream(port_file_) >> port_;
+  }
+  ~ServerProcess() {
+    kill(pid_, SIGTERM);
+    waitpid(pid_, nullptr, 0);
+    std::filesystem::remove(port_file_);
+  }
+  [[nodiscard]] int port() const { return port_; }
+  // The most this process ever had in memory.
+  [[nodiscard]] uint64_t PeakBytes() const {
+    std::ifstream status("/proc/" + std::to_string(pid_) + "/status");
+    for (std::string line; std::getline(status, line);) {
+      uint64_t kib = 0;
+      if (std::sscanf(line.c_str(), "VmHWM: %lu kB", &kib) == 1) return kib * 1024;
+    }
+    return 0;
+  }
+
+ private:
+  std::filesystem::path port_file_;
+  pid_t pid_ = 0;
+  int port_ = 0;
+};
+
+TEST(MemoryTest, TenTimesTheBudgetStaysInsideBudgetAndOverhead) {
+#if defined(__SANITIZE_ADDRESS__)
+  GTEST_SKIP() << "AddressSanitizer's own memory hides the server's";
+#endif
+  constexpr uint64_t kBudget = 64 * kMiB, kInflight = 32 * kMiB, kOverhead = 64 * kMiB;
+  ServerProcess server({"--host-bytes", std::to_string(kBudget), "--inflight-bytes",
+                        std::to_string(kInflight)});
+  ASSERT_NE(server.port(), 0);
+  const auto channel = grpc::CreateChannel("127.0.0.1:" + std::to_string(server.port()),
+                                           grpc::InsecureChannelCredentials());
+  const auto models = v1::Models::NewStub(channel);
+  const auto cache = v1::Cache::NewStub(channel);
+  v1::RegisterModelRequest request = RpcFixture::ModelRequest("wide", "raw");
+  request.mutable_layout()->set_head_dim(128);
+  request.mutable_layout()->set_value_dim(128);
+  request.mutable_layout()->set_block_tokens(256);
+  v1::Model registered;
+  grpc::ClientContext register_call;
+  ASSERT_TRUE(models->RegisterModel(&register_call, request, &registered).ok());
+  const uint64_t blocks = 10 * kBudget / registered.slot_bytes();
+  ASSERT_GT(blocks, 500);
+
+  ModelRegistry registry(Isa::kScalar);
+  LayerProfileRequest raw;
+  raw.profile.name = "raw";
+  const auto model = *registry.Register(
+      0, "wide",
+      {.num_layers = 2, .num_kv_heads = 2, .head_dim = 128, .value_dim = 128, .block_tokens = 256,
+       .key_dtype = DType::kFp32, .value_dtype = DType::kFp32},
+      {raw});
+  const RawPart part = RandomPart(*model, {}, 256, 1);
+  // Four writers at once, each with its own chains of 64 blocks.
+  std::atomic<uint64_t> next{0}, stored{0};
+  std::vector<std::thread> writers;
+  for (int w = 0; w < 4; ++w) {
+    writers.emplace_back([&] {
+      grpc::ClientContext call;
+      RpcFixture::SetDeadline(&call, 240);
+      const auto stream = cache->Put(&call);
+      for (uint64_t n = next++; n < blocks; n = next++) {
+        for (const auto& message : RpcFixture::PutMessages(n + 1, "wide", n + 1, 0, part)) {
+          ASSERT_TRUE(stream->Write(message));
+        }
+        v1::PutResponse response;
+        ASSERT_TRUE(stream->Read(&response));
+        ASSERT_EQ(response.status().code(), 0) << response.status().message();
+        ++stored;
+      }
+      stream->WritesDone();
+      ASSERT_TRUE(stream->Finish().ok());
+    });
+  }
+  for (std::thread& writer : writers) writer.join();
+  EXPECT_EQ(stored, blocks);
+  v1::GetStatsResponse stats;
+  grpc::ClientContext stats_call;
+  ASSERT_TRUE(cache->GetStats(&stats_call, {}, &stats).ok());
+  EXPECT_LE(stats.tiers(0).page_bytes(), kBudget);
+  EXPECT_GT(stats.tiers(0).used_bytes(), kBudget * 9 / 10) << "the budget is used";
+  EXPECT_GT(stats.evicted_total(), blocks * 8 / 10);
+  std::printf("peak %lu MiB: budget %lu, under way %lu, overhead %ld\n", server.PeakBytes() / kMiB,
+              kBudget / kMiB, kInflight / kMiB,
+              static_cast<long>(server.PeakBytes() / kMiB) -
+                  static_cast<long>((kBudget + kInflight) / kMiB));
+  EXPECT_LE(server.PeakBytes(), kBudget + kInflight + kOverhead);
+}
+
+}  // namespace
+}  // namespace sketchkv

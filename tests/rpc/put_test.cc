@@ -79,7 +79,7 @@ TEST(PutRpcTest, OneBadPartFailsAloneAndTheStreamGoesOn) {
   ExpectItem(by_id[8].status(), grpc::StatusCode::INVALID_ARGUMENT, {"block_hash", "5"});
   EXPECT_EQ(by_id[9].status().code(), 0) << by_id[9].status().message();
   EXPECT_EQ(f.pool.GetStats().blocks, 2) << "what failed left nothing";
-  EXPECT_EQ(f.inflight.used(), 0);
+  f.ExpectNothingInFlight();
 }
 
 TEST(PutRpcTest, ConflictsWithWhatIsStoredAreRefused) {
@@ -181,11 +181,7 @@ TEST(PutRpcTest, ACancelledPutLeavesNothingVisible) {
     call.TryCancel();
     EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::CANCELLED);
   }
-  // The server learns of it a moment later.
-  for (int i = 0; i < 1000 && f.inflight.used() > 0; ++i) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
-  }
-  EXPECT_EQ(f.inflight.used(), 0);
+  f.ExpectNothingInFlight();  // the server learns of it a moment later
   EXPECT_EQ(f.pool.GetStats().blocks, 0);
 }
 

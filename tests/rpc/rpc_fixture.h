@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "service/rpc/server.h"
@@ -158,6 +159,13 @@ struct RpcFixture {
     const grpc::Status ended = Exchange(stream.get(), requests, &responses);
     EXPECT_TRUE(ended.ok()) << ended.error_message();
     return responses;
+  }
+  // A worker lets go of a payload a moment after its answer is on the way.
+  void ExpectNothingInFlight() {
+    for (int i = 0; i < 2000 && inflight.used() > 0; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    EXPECT_EQ(inflight.used(), 0);
   }
   static v1::GetRequest GetRequestFor(uint64_t request_id, const std::string& model, uint64_t hash) {
     v1::GetRequest request;

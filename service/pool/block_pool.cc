@@ -192,6 +192,8 @@ BlockPool::Stats BlockPool::GetStats() const {
   return stats;
 }
 
+size_t BlockPool::budget_bytes() const { return state_->options.budget_bytes; }
+
 EventLog& BlockPool::events() { return state_->events; }
 
 }  // namespace sketchkv

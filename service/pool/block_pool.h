@@ -168,6 +168,7 @@ class BlockPool {
     uint64_t discarded_total = 0;  // integrity failures
   };
   [[nodiscard]] Stats GetStats() const;
+  [[nodiscard]] size_t budget_bytes() const;
   [[nodiscard]] EventLog& events();
 
  private:

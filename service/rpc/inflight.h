@@ -7,6 +7,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/base/mutex.h"
+#include "service/rpc/status.h"
 
 namespace sketchkv {
 
@@ -21,6 +22,10 @@ class InflightBytes {
 
   // RESOURCE_EXHAUSTED naming what was asked for, what is in use and the limit.
   [[nodiscard]] absl::StatusOr<Hold> Acquire(uint64_t bytes) {
+    if (bytes > limit_) {
+      return NeverFitsError(absl::StrCat("this request holds ", bytes,
+                                         " bytes while it is under way, of at most ", limit_));
+    }
     MutexLock lock(&mu_);
     if (bytes > limit_ - used_) {
       return absl::ResourceExhaustedError(absl::StrCat("this request holds ", bytes,

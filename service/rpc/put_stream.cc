@@ -3,6 +3,7 @@
 #include <string>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 #include "service/rpc/convert.h"
 
@@ -29,6 +30,12 @@ absl::StatusOr<std::shared_ptr<Upload>> PutStream::Open(const v1::PutRequest& fi
   Engine::PutRequest& request = item->request;
   SKETCHKV_ASSIGN_OR_RETURN(request.model,
                             service().engine->models().Get(kDefaultTenant, header.model()));
+  const size_t slot_bytes = request.model->shape.slot_bytes;
+  const size_t budget_bytes = service().engine->pool().budget_bytes();
+  if (slot_bytes > budget_bytes) {
+    return NeverFitsError(absl::StrCat("a block of model ", header.model(), " has ", slot_bytes,
+                                       " bytes; the pool has ", budget_bytes));
+  }
   SKETCHKV_ASSIGN_OR_RETURN(request.hash, HashFromProto("block_hash", header.block_hash()));
   if (!header.parent_hash().empty()) {
     SKETCHKV_ASSIGN_OR_RETURN(request.parent, HashFromProto("parent_hash", header.parent_hash()));

@@ -2,9 +2,23 @@
 
 #include <string>
 
+#include "absl/strings/cord.h"
+
 namespace sketchkv {
+namespace {
+
+constexpr char kNeverFits[] = "sketchkv.never_fits";
+
+}  // namespace
+
+absl::Status NeverFitsError(absl::string_view message) {
+  absl::Status status = absl::ResourceExhaustedError(message);
+  status.SetPayload(kNeverFits, absl::Cord());
+  return status;
+}
 
 uint32_t RetryAfterMs(const absl::Status& status) {
+  if (status.GetPayload(kNeverFits).has_value()) return 0;
   switch (status.code()) {
     case absl::StatusCode::kAborted:
       return 5;  // another put of the cell is encoding: milliseconds

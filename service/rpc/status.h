@@ -3,9 +3,13 @@
 #include <grpcpp/support/status.h>
 
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 #include "sketchkv/v1/types.pb.h"
 
 namespace sketchkv {
+
+// RESOURCE_EXHAUSTED for what will never fit this server, however often it is tried.
+[[nodiscard]] absl::Status NeverFitsError(absl::string_view message);
 
 // When a refused request may be sent again, in milliseconds; 0 where trying again does not help.
 [[nodiscard]] uint32_t RetryAfterMs(const absl::Status& status);

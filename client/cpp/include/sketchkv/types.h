@@ -1,0 +1,186 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+// Plain types of the client's interface. Words are those of the protocol (proto/sketchkv/v1).
+namespace sketchkv {
+// Keeps the symbols of these types apart from the service's types of the same words.
+inline namespace sdk {
+
+enum class ElementType : uint8_t { kBf16 = 1, kFp16 = 2, kFp32 = 3, kFp8E4M3 = 4, kFp8E5M2 = 5 };
+
+[[nodiscard]] size_t ElementBytes(ElementType type);
+
+// Order of a raw payload of one layer: [tokens, heads, dim] or [heads, tokens, dim].
+enum class RawOrder : uint8_t { kNhd = 1, kHnd = 2 };
+
+// Shape of a model's key/value cache; bounds as in proto/sketchkv/v1/types.proto.
+struct CacheLayout {
+  uint32_t num_layers = 0;
+  uint32_t num_kv_heads = 0;
+  uint32_t head_dim = 0;   // of keys and queries
+  uint32_t value_dim = 0;  // of values and outputs
+  uint32_t block_tokens = 0;
+  ElementType key_type = ElementType::kBf16;
+  ElementType value_type = ElementType::kBf16;
+  float key_scale = 1.0f;              // real key = fp8 key * key_scale
+  float value_scale = 1.0f;            // likewise
+  bool values_are_key_prefix = false;  // MLA: served with the `raw` profile only
+};
+
+// A codec setting for a range of layers: "raw", "qjl" or "qjl-paper", and knobs. Knobs left out
+// take the profile's defaults.
+struct ProfileSpec {
+  std::string name = "qjl";
+  uint32_t layer_begin = 0;
+  uint32_t layer_count = 0;  // 0: all from layer_begin on
+  std::optional<uint32_t> sign_bits;
+  std::optional<uint32_t> num_outliers;
+  std::optional<uint32_t> outlier_sign_bits;
+  std::optional<uint32_t> value_bits;  // 2, 4, 8, or 16 for raw values
+  std::optional<uint32_t> value_group_size;
+  std::optional<uint64_t> seed;
+  enum class Projection : uint8_t { kHadamard = 1, kOrthogonal = 2, kGaussian = 3 };
+  std::optional<Projection> projection;
+};
+
+struct LayerProfile {
+  std::string name;
+  uint32_t version = 0;
+  uint32_t layer_begin = 0;
+  uint32_t layer_count = 0;
+  uint32_t sign_bits = 0;  // 0: raw keys
+  uint32_t num_outliers = 0;
+  uint32_t value_bits = 0;  // 0: raw values
+  uint32_t cell_bytes = 0;  // stored size of one (layer, kv head) of a block
+};
+
+// A registered model, as the server resolved it.
+struct ModelInfo {
+  std::string name;
+  CacheLayout layout;
+  std::vector<LayerProfile> profiles;
+  std::string fingerprint;  // 16 bytes
+  uint64_t slot_bytes = 0;  // stored size of one block
+  uint64_t raw_block_bytes = 0;
+  double key_bits = 0;  // exact effective bits per number
+  double value_bits = 0;
+  double bits_per_number = 0;
+};
+
+// A rectangle of cells; a count of 0 means all from the first on.
+struct PartRange {
+  uint32_t layer_begin = 0;
+  uint32_t layer_count = 0;
+  uint32_t head_begin = 0;
+  uint32_t head_count = 0;
+};
+
+// What a block is called: 16-32 bytes chained by the caller (see ChainHash).
+using BlockId = std::string;
+
+struct PutPart {
+  std::string model;
+  BlockId block_hash;
+  BlockId parent_hash;  // empty: a root
+  uint32_t num_tokens = 0;
+  PartRange range;
+  RawOrder order = RawOrder::kNhd;
+  // Layer after layer of the range: keys, then values, in `order`, the layout's element types.
+  // Or, with encoded = true, cells in the order [layer][head]. Alive until the call is done.
+  std::span<const std::byte> payload;
+  bool encoded = false;
+};
+
+struct PutResult {
+  bool already_present = false;  // nothing of it was new
+  bool sealed = false;           // the block is complete now
+};
+
+struct LookupResult {
+  uint32_t num_blocks = 0;  // of the longest stored prefix
+  uint32_t num_tokens = 0;
+  uint64_t lease_id = 0;  // 0: none was asked for or granted
+  uint32_t lease_ttl_ms = 0;
+};
+
+struct GetPart {
+  std::string model;
+  BlockId block_hash;
+  PartRange range;
+  // Raw output of this element type and order; none: encoded cells.
+  std::optional<ElementType> type = ElementType::kBf16;
+  RawOrder order = RawOrder::kNhd;
+};
+
+struct GetResult {
+  uint32_t num_tokens = 0;
+  std::vector<std::byte> payload;  // as PutPart::payload
+};
+
+// One sequence in one layer.
+struct AttentionItem {
+  // Exactly one of these names what to attend over.
+  BlockId tip;                  // this block and all its ancestors
+  std::vector<BlockId> blocks;  // these blocks in order
+  uint64_t lease_id = 0;        // the chain the lease pins
+
+  uint32_t layer = 0;
+  uint32_t head_begin = 0;
+  uint32_t head_count = 0;  // kv heads; 0: all from head_begin on
+  uint32_t num_query_tokens = 1;
+  uint32_t token_begin = 0;
+  std::optional<uint32_t> token_end;  // one past the last; none: all
+  float softmax_scale = 0.0f;         // 0: 1/sqrt(head_dim)
+  float logit_softcap = 0.0f;         // 0: none
+};
+
+struct AttentionCall {
+  std::string model;
+  uint32_t queries_per_kv_head = 1;  // GQA ratio, 1-128
+  std::vector<AttentionItem> items;
+  // Item after item: [num_query_tokens, head_count * queries_per_kv_head, head_dim].
+  std::span<const float> queries;
+};
+
+// Partial attention of one item.
+struct AttentionOutput {
+  std::vector<float> out;  // [num_query_tokens, query heads, value_dim]
+  std::vector<float> lse;  // [num_query_tokens, query heads], natural log; -inf over no tokens
+};
+
+// Logits of one item, after scale and softcap.
+struct ScoreOutput {
+  uint32_t token_begin = 0;
+  uint32_t num_tokens = 0;
+  std::vector<float> logits;  // [num_query_tokens * query heads, num_tokens]
+};
+
+struct ServerStats {
+  struct Tier {
+    std::string name;
+    uint64_t capacity_bytes = 0, page_bytes = 0, used_bytes = 0, pinned_bytes = 0, leased_bytes = 0;
+    uint64_t blocks = 0, sealed_blocks = 0;
+  };
+  std::vector<Tier> tiers;
+  uint64_t leases = 0, evicted_total = 0, expired_total = 0, deleted_total = 0;
+  uint64_t integrity_failures_total = 0, models = 0;
+  uint64_t put_raw_bytes_total = 0, put_stored_bytes_total = 0;
+  std::string isa, version;
+};
+
+struct CacheEvent {
+  enum class Type : uint8_t { kStored = 1, kSealed = 2, kEvicted = 3, kDeleted = 4, kGap = 5 };
+  uint64_t sequence = 0;
+  Type type = Type::kStored;
+  std::string model;
+  BlockId block_hash, parent_hash;
+};
+
+}  // namespace sdk
+}  // namespace sketchkv

@@ -1,0 +1,30 @@
+#pragma once
+
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "kernels/codec.h"
+#include "sketchkv/types.h"
+#include "sketchkv/v1/cache.pb.h"
+#include "sketchkv/v1/models.pb.h"
+#include "sketchkv/v1/types.pb.h"
+
+namespace sketchkv::client {
+
+[[nodiscard]] v1::KvLayout ToProto(const CacheLayout& layout);
+[[nodiscard]] v1::ProfileRequest ToProto(const ProfileSpec& spec);
+[[nodiscard]] v1::CellRange ToProto(const PartRange& range);
+[[nodiscard]] v1::RawOrder ToProto(sketchkv::RawOrder order);
+[[nodiscard]] v1::DType ToProto(ElementType type);
+
+// INTERNAL for a model no server of this protocol would answer with: its numbers are used as sizes.
+[[nodiscard]] absl::StatusOr<ModelInfo> FromProto(const v1::Model& model);
+[[nodiscard]] ServerStats FromProto(const v1::GetStatsResponse& stats);
+[[nodiscard]] CacheEvent FromProto(const v1::WatchResponse& event);
+
+// The codec a model's resolved profiles stand for, for encoding in this process. Errors as
+// BlockCodec::Create; FAILED_PRECONDITION when this build's format version or sizes are not the
+// server's.
+[[nodiscard]] absl::StatusOr<std::unique_ptr<BlockCodec>> CodecOf(const v1::Model& model);
+
+}  // namespace sketchkv::client

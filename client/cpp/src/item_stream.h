@@ -1,0 +1,168 @@
+#pragma once
+
+#include <grpcpp/support/sync_stream.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "client/cpp/src/core.h"
+#include "client/cpp/src/status.h"
+#include "kernels/base/mutex.h"
+
+namespace sketchkv::client {
+
+// One item of a Put, Get, Encode or Decode stream. Fill is called by the writing thread, Take and
+// Complete by the reading one.
+template <typename Request, typename Response>
+class StreamItem {
+ public:
+  virtual ~StreamItem() = default;
+
+  // Before each round: nothing is sent or received yet.
+  virtual void Reset() = 0;
+  // Fills message number `index`, request_id and timeout_ms excepted; true when more follow. An
+  // error is possible for message 0 only, ends the item and sends nothing of it.
+  [[nodiscard]] virtual absl::StatusOr<bool> Fill(size_t index, Request* request) = 0;
+  // Whether Fill will make one message: such an item alone needs no thread to write it.
+  [[nodiscard]] virtual bool IsOneMessage() const = 0;
+  // Takes a message that carries no error.
+  [[nodiscard]] virtual absl::Status Take(Response* response) = 0;
+  // After the last message of an item the server calls OK.
+  [[nodiscard]] virtual absl::Status Complete() = 0;
+
+  bool done = false;
+  Outcome outcome;
+};
+
+// One stream over which all items not done go out, one after another, while answers come in, in any
+// order. Writing and reading run at the same time: were one to wait for the other, both sides' flow
+// control windows could fill. After Run every item is done.
+template <typename Request, typename Response>
+class StreamRound {
+ public:
+  using Item = StreamItem<Request, Response>;
+
+  StreamRound(std::unique_ptr<grpc::ClientReaderWriter<Request, Response>> stream,
+              std::span<Item* const> items, TimePoint deadline)
+      : stream_(std::move(stream)), items_(items), deadline_(deadline) {}
+
+  void Run() {
+    if (items_.size() == 1 && items_[0]->IsOneMessage()) {
+      WriteAll();
+      ReadAll();
+    } else {
+      std::thread writer([this] { WriteAll(); });
+      ReadAll();
+      writer.join();
+    }
+    absl::Status ended = FromGrpc(stream_->Finish());
+    if (ended.ok()) ended = absl::InternalError("the server ended the stream without an answer");
+    for (Item* item : items_) {
+      if (!item->done) End(item, {ended, 0});
+    }
+  }
+
+ private:
+  void WriteAll() {
+    for (size_t i = 0; i < items_.size(); ++i) {
+      if (!WriteItem(i)) return;
+    }
+    stream_->WritesDone();
+  }
+
+  // False when the stream is broken; Finish says why.
+  bool WriteItem(size_t i) {
+    bool more = true;
+    for (size_t index = 0; more; ++index) {
+      request_.Clear();
+      absl::StatusOr<bool> filled = items_[i]->Fill(index, &request_);
+      if (!filled.ok()) {
+        End(items_[i], {filled.status(), 0});
+        return true;
+      }
+      more = *filled;
+      request_.set_request_id(i + 1);
+      if (index == 0) request_.set_timeout_ms(RemainingMs(deadline_));
+      if (!stream_->Write(request_)) return false;
+    }
+    return true;
+  }
+
+  void ReadAll() {
+    Response response;
+    while (stream_->Read(&response)) {
+      const uint64_t id = response.request_id();
+      if (id == 0 || id > items_.size() || IsDone(items_[id - 1])) continue;
+      TakeOne(items_[id - 1], &response);
+    }
+  }
+
+  void TakeOne(Item* item, Response* response) {
+    const bool last = response->has_status();
+    if (last) {
+      Outcome outcome = FromItem(response->status());
+      if (!outcome.status.ok()) return End(item, std::move(outcome));
+    }
+    absl::Status status = item->Take(response);
+    if (status.ok() && last) status = item->Complete();
+    if (last || !status.ok()) End(item, {std::move(status), 0});
+  }
+
+  bool IsDone(Item* item) {
+    MutexLock lock(&mu_);
+    return item->done;
+  }
+
+  void End(Item* item, Outcome outcome) {
+    MutexLock lock(&mu_);
+    if (item->done) return;
+    item->done = true;
+    item->outcome = std::move(outcome);
+  }
+
+  const std::unique_ptr<grpc::ClientReaderWriter<Request, Response>> stream_;
+  const std::span<Item* const> items_;
+  const TimePoint deadline_;
+  Request request_;  // the writing thread's
+  Mutex mu_;         // each item's done and outcome, which both threads set
+};
+
+// Runs rounds until every item is done and none is worth another try. `open` starts the RPC.
+template <typename Request, typename Response, typename Open>
+void RunItems(ClientCore* core, TimePoint deadline,
+              std::vector<StreamItem<Request, Response>*> pending, const Open& open) {
+  for (uint32_t tries = 0; !pending.empty(); ++tries) {
+    for (auto* item : pending) {
+      item->done = false;
+      item->outcome = {};
+      item->Reset();
+    }
+    {
+      Call call(core, deadline);
+      StreamRound<Request, Response>(open(call.context()), pending, deadline).Run();
+    }
+    uint32_t retry_after_ms = 0;
+    std::erase_if(pending, [&](auto* item) {
+      if (!IsRetryable(item->outcome)) return true;
+      retry_after_ms = std::max(retry_after_ms, item->outcome.retry_after_ms);
+      return false;
+    });
+    if (pending.empty() || tries >= core->options().max_retries) return;
+    const absl::Status paused = core->Pause(tries, retry_after_ms, deadline);
+    if (paused.ok()) continue;
+    if (absl::IsCancelled(paused)) {
+      for (auto* item : pending) item->outcome.status = paused;
+    }
+    return;
+  }
+}
+
+}  // namespace sketchkv::client

@@ -1,0 +1,87 @@
+#include "client/cpp/src/model_cache.h"
+
+#include <utility>
+
+#include "client/cpp/src/convert.h"
+#include "kernels/base/status_macros.h"
+
+namespace sketchkv::client {
+
+absl::StatusOr<std::shared_ptr<const CachedModel>> CachedModel::Create(v1::Model message) {
+  SKETCHKV_ASSIGN_OR_RETURN(ModelInfo info, FromProto(message));
+  return std::shared_ptr<const CachedModel>(new CachedModel(std::move(message), std::move(info)));
+}
+
+absl::StatusOr<const BlockCodec*> CachedModel::codec() const {
+  MutexLock lock(&mu_);
+  if (!codec_) codec_ = CodecOf(message_);
+  if (!codec_->ok()) return codec_->status();
+  return (*codec_)->get();
+}
+
+std::shared_ptr<const CachedModel> ModelCache::Find(const std::string& name) {
+  MutexLock lock(&mu_);
+  const auto it = models_.find(name);
+  return it == models_.end() ? nullptr : it->second;
+}
+
+absl::StatusOr<std::shared_ptr<const CachedModel>> ModelCache::Get(const std::string& name,
+                                                                   TimePoint deadline) {
+  if (auto found = Find(name)) return found;
+  return Fetch(name, deadline);
+}
+
+absl::StatusOr<std::shared_ptr<const CachedModel>> ModelCache::Fetch(const std::string& name,
+                                                                     TimePoint deadline) {
+  v1::GetModelRequest request;
+  request.set_name(name);
+  v1::Model model;
+  const absl::Status status = WithRetries(core_, deadline, [&](grpc::ClientContext* context) {
+    return FromCall(core_->models().GetModel(context, request, &model), *context);
+  });
+  if (!status.ok()) {
+    DropAfter(status, name);
+    return status;
+  }
+  return Insert(std::move(model));
+}
+
+absl::StatusOr<std::shared_ptr<const CachedModel>> ModelCache::Insert(v1::Model message) {
+  SKETCHKV_ASSIGN_OR_RETURN(std::shared_ptr<const CachedModel> model,
+                            CachedModel::Create(std::move(message)));
+  MutexLock lock(&mu_);
+  std::shared_ptr<const CachedModel>& entry = models_[model->info().name];
+  // The same model again: keep the codec that was made for it.
+  if (entry == nullptr || entry->info().fingerprint != model->info().fingerprint) entry = model;
+  return entry;
+}
+
+void ModelCache::Drop(const std::string& name) {
+  MutexLock lock(&mu_);
+  models_.erase(name);
+}
+
+void ModelCache::DropAfter(const absl::Status& status, const std::string& name) {
+  if (absl::IsNotFound(status) || absl::IsInvalidArgument(status) ||
+      absl::IsFailedPrecondition(status)) {
+    Drop(name);
+  }
+}
+
+absl::Status ModelCache::With(
+    const std::string& name, TimePoint deadline,
+    const std::function<absl::Status(const std::shared_ptr<const CachedModel>&)>& use) {
+  const std::shared_ptr<const CachedModel> remembered = Find(name);
+  if (remembered == nullptr) {
+    SKETCHKV_ASSIGN_OR_RETURN(const std::shared_ptr<const CachedModel> model,
+                              Fetch(name, deadline));
+    return use(model);
+  }
+  const absl::Status status = use(remembered);
+  if (status.ok()) return status;
+  SKETCHKV_ASSIGN_OR_RETURN(const std::shared_ptr<const CachedModel> model, Fetch(name, deadline));
+  if (model->info().fingerprint == remembered->info().fingerprint) return status;
+  return use(model);
+}
+
+}  // namespace sketchkv::client

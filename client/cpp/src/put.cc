@@ -1,0 +1,175 @@
+#include "client/cpp/src/put.h"
+
+#include <memory>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "client/cpp/src/convert.h"
+#include "client/cpp/src/item_stream.h"
+#include "client/cpp/src/local_encoder.h"
+#include "client/cpp/src/part.h"
+#include "client/cpp/src/payload.h"
+#include "kernels/base/status_macros.h"
+
+namespace sketchkv::client {
+namespace {
+
+// One part on its way. Checksum and, with encode_locally, cells are made by the writing thread when
+// the part's turn comes, so that the parts before it are on the wire meanwhile.
+class PutItem final : public StreamItem<v1::PutRequest, v1::PutResponse> {
+ public:
+  PutItem(const PutPart* part, bool encode_locally)
+      : part_(*part), encode_(encode_locally && !part->encoded) {}
+
+  absl::Status Prepare(const std::shared_ptr<const CachedModel>& model) {
+    SKETCHKV_RETURN_IF_ERROR(CheckHash("block_hash", part_.block_hash));
+    if (!part_.parent_hash.empty()) {
+      SKETCHKV_RETURN_IF_ERROR(CheckHash("parent_hash", part_.parent_hash));
+    }
+    SKETCHKV_ASSIGN_OR_RETURN(range_, CheckPart(part_, model->info()));
+    if (encode_) SKETCHKV_RETURN_IF_ERROR(model->codec().status());
+    model_ = model;
+    return absl::OkStatus();
+  }
+
+  void Reset() override { cells_.clear(); }
+
+  absl::StatusOr<bool> Fill(size_t index, v1::PutRequest* request) override {
+    if (index == 0) SKETCHKV_RETURN_IF_ERROR(Begin(request->mutable_header()));
+    const bool more = payload_.Next(request->mutable_payload());
+    if (!more) cells_ = {};  // sent: a round of its own makes them anew
+    return more;
+  }
+
+  bool IsOneMessage() const override {
+    const uint64_t bytes = encode_ ? EncodedBytes(model_->info(), range_) : part_.payload.size();
+    return bytes <= kMaxChunkBytes;
+  }
+
+  absl::Status Take(v1::PutResponse* response) override {
+    result_ = {response->already_present(), response->sealed()};
+    return absl::OkStatus();
+  }
+  absl::Status Complete() override { return absl::OkStatus(); }
+
+  [[nodiscard]] const PutPart& part() const { return part_; }
+  [[nodiscard]] bool encodes() const { return encode_; }
+  [[nodiscard]] const CachedModel& model() const { return *model_; }
+  [[nodiscard]] absl::StatusOr<PutResult> Result() const {
+    if (!outcome.status.ok()) return outcome.status;
+    return result_;
+  }
+
+ private:
+  absl::Status Begin(v1::PutHeader* header) {
+    std::span<const std::byte> bytes = part_.payload;
+    if (encode_) {
+      SKETCHKV_ASSIGN_OR_RETURN(const BlockCodec* codec, model_->codec());
+      SKETCHKV_ASSIGN_OR_RETURN(
+          cells_, EncodeCells(*codec, range_, part_.num_tokens, part_.order, part_.payload));
+      bytes = cells_;
+    }
+    const bool encoded = encode_ || part_.encoded;
+    std::optional<RawShape> raw;
+    if (!encoded) raw = RawShapeOf(model_->layout(), range_, part_.num_tokens);
+    payload_ = ChunkedPayload(bytes, raw);
+    header->set_model(part_.model);
+    header->set_block_hash(part_.block_hash);
+    header->set_parent_hash(part_.parent_hash);
+    header->set_encoded(encoded);
+    *header->mutable_part() = LayoutOf(part_, range_, *model_, encoded, bytes);
+    return absl::OkStatus();
+  }
+
+  const PutPart& part_;
+  const bool encode_;
+  std::shared_ptr<const CachedModel> model_;
+  PartRange range_;
+  std::vector<std::byte> cells_;
+  ChunkedPayload payload_;
+  PutResult result_;
+};
+
+void RunPuts(ClientCore* core, TimePoint deadline, const std::vector<PutItem*>& items) {
+  RunItems<v1::PutRequest, v1::PutResponse>(
+      core, deadline, {items.begin(), items.end()},
+      [core](grpc::ClientContext* context) { return core->cache().Put(context); });
+}
+
+// Parts encoded here for a model that another one replaced: prepared again for the new one.
+std::vector<PutItem*> Outdated(ModelCache* models, TimePoint deadline,
+                               const std::vector<PutItem*>& items) {
+  std::vector<PutItem*> outdated;
+  for (PutItem* item : items) {
+    if (!item->encodes() || !absl::IsInvalidArgument(item->outcome.status)) continue;
+    const auto model = models->Get(item->part().model, deadline);
+    if (!model.ok() || (*model)->info().fingerprint == item->model().info().fingerprint) continue;
+    absl::Status status = item->Prepare(*model);
+    if (status.ok()) {
+      outdated.push_back(item);
+    } else {
+      item->outcome.status = std::move(status);
+    }
+  }
+  return outdated;
+}
+
+}  // namespace
+
+absl::StatusOr<PartRange> CheckPart(const PutPart& part, const ModelInfo& model) {
+  SKETCHKV_RETURN_IF_ERROR(CheckTokens(part.num_tokens, model.layout));
+  SKETCHKV_ASSIGN_OR_RETURN(const PartRange range, ResolveRange(part.range, model.layout));
+  if (part.encoded) {
+    SKETCHKV_RETURN_IF_ERROR(
+        CheckPayload(part.payload.size(), EncodedBytes(model, range), "the range's cells"));
+    return range;
+  }
+  if (part.order != sketchkv::RawOrder::kNhd && part.order != sketchkv::RawOrder::kHnd) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("order is ", static_cast<int>(part.order), ", want 1 (NHD) or 2 (HND)"));
+  }
+  SKETCHKV_RETURN_IF_ERROR(CheckPayload(
+      part.payload.size(), RawShapeOf(model.layout, range, part.num_tokens).total_bytes(),
+      absl::StrCat(range.layer_count, " layers of ", range.head_count, " heads and ",
+                   part.num_tokens, " tokens")));
+  return range;
+}
+
+v1::PartLayout LayoutOf(const PutPart& part, const PartRange& range, const CachedModel& model,
+                        bool encoded, std::span<const std::byte> payload) {
+  v1::PartLayout layout;
+  *layout.mutable_range() = ToProto(range);
+  layout.set_num_tokens(part.num_tokens);
+  layout.set_checksum(Checksum(payload));
+  if (encoded) {
+    layout.set_fingerprint(model.info().fingerprint);
+    layout.set_format_version(model.format_version());
+  } else {
+    layout.set_raw_order(ToProto(part.order));
+  }
+  return layout;
+}
+
+std::vector<absl::StatusOr<PutResult>> PutParts(ClientCore* core, ModelCache* models,
+                                                std::span<const PutPart> parts,
+                                                TimePoint deadline) {
+  std::vector<std::unique_ptr<PutItem>> items;
+  std::vector<PutItem*> sent;
+  for (const PutPart& part : parts) {
+    items.push_back(std::make_unique<PutItem>(&part, core->options().encode_locally));
+    PutItem* item = items.back().get();
+    item->outcome.status = models->With(part.model, deadline,
+                                        [item](const auto& model) { return item->Prepare(model); });
+    if (item->outcome.status.ok()) sent.push_back(item);
+  }
+  RunPuts(core, deadline, sent);
+  for (const PutItem* item : sent) models->DropAfter(item->outcome.status, item->part().model);
+  RunPuts(core, deadline, Outdated(models, deadline, sent));
+
+  std::vector<absl::StatusOr<PutResult>> results;
+  results.reserve(items.size());
+  for (const auto& item : items) results.push_back(item->Result());
+  return results;
+}
+
+}  // namespace sketchkv::client

@@ -1,0 +1,460 @@
+// Put, Get and Lookup against a server that misbehaves as told.
+#include <condition_variable>
+#include <mutex>
+#include <random>
+
+#include "tests/client/fake_server.h"
+#include "tests/testing/status_matchers.h"
+
+namespace sketchkv {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+
+std::vector<std::byte> Bytes(size_t size, uint32_t seed = 1) {
+  std::mt19937 random(seed);
+  std::vector<std::byte> bytes(size);
+  for (std::byte& byte : bytes) byte = static_cast<std::byte>(random());
+  return bytes;
+}
+
+PutPart SmallPart(std::span<const std::byte> payload, char name = 'a') {
+  PutPart part;
+  part.model = "small";
+  part.block_hash = BlockId(32, name);
+  part.num_tokens = 8;
+  part.payload = payload;
+  return part;
+}
+
+GetPart SmallGet(char name = 'a') {
+  GetPart part;
+  part.model = "small";
+  part.block_hash = BlockId(32, name);
+  part.type = ElementType::kFp32;
+  return part;
+}
+
+v1::GetResponse GetAnswer(uint64_t id, const std::vector<std::byte>& payload) {
+  v1::GetResponse response;
+  response.set_request_id(id);
+  response.mutable_status()->set_code(0);
+  response.mutable_part()->set_num_tokens(8);
+  response.mutable_part()->set_checksum(client::Checksum(payload));
+  response.set_payload(payload.data(), payload.size());
+  return response;
+}
+
+class StoreTest : public testing::Test {
+ protected:
+  StoreTest() { options_.retry_pause = milliseconds(1); }
+  // Answers every item of every stream with `answer(id)`.
+  void AnswerPuts(std::function<v1::PutResponse(uint64_t)> answer) {
+    server_.cache.on_put = [answer](grpc::ServerContext*, PutStream* stream) {
+      ArrivedPut put;
+      while (ReadPut(stream, kSmallBlockBytes, &put)) {
+        stream->Write(answer(put.first.request_id()));
+      }
+      return grpc::Status::OK;
+    };
+  }
+
+  ClientOptions options_;
+  FakeServer server_;
+  const std::vector<std::byte> payload_ = Bytes(kSmallBlockBytes);
+};
+
+TEST_F(StoreTest, PutSendsWhatTheProtocolSays) {
+  ArrivedPut put;
+  server_.cache.on_put = [&](grpc::ServerContext*, PutStream* stream) {
+    ReadPut(stream, kSmallBlockBytes, &put);
+    stream->Write(PutAnswer(put.first.request_id()));
+    return grpc::Status::OK;
+  };
+  PutPart part = SmallPart(payload_);
+  part.parent_hash = BlockId(16, 'p');
+  part.order = RawOrder::kHnd;
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const PutResult result, server_.NewClient()->Put(part));
+  EXPECT_TRUE(result.sealed);
+  EXPECT_FALSE(result.already_present);
+  const v1::PutHeader& header = put.first.header();
+  EXPECT_NE(put.first.request_id(), 0u);
+  EXPECT_GT(put.first.timeout_ms(), 0u);
+  EXPECT_LE(put.first.timeout_ms(), 10'000u);
+  EXPECT_EQ(header.model(), "small");
+  EXPECT_EQ(header.block_hash(), part.block_hash);
+  EXPECT_EQ(header.parent_hash(), part.parent_hash);
+  EXPECT_FALSE(header.encoded());
+  EXPECT_EQ(header.part().range().layer_count(), 2u);
+  EXPECT_EQ(header.part().range().head_count(), 2u);
+  EXPECT_EQ(header.part().num_tokens(), 8u);
+  EXPECT_EQ(header.part().raw_order(), v1::RAW_ORDER_HND);
+  EXPECT_EQ(header.part().checksum(), client::Checksum(payload_));
+  EXPECT_EQ(std::memcmp(put.payload.data(), payload_.data(), payload_.size()), 0);
+}
+
+// 8 parts of 8 MiB while the server holds its acknowledgements back for four parts: both
+// sides' windows fill, and a client that wrote and read in turns would stand still.
+TEST_F(StoreTest, PutAllPipelinesLargePartsInChunks) {
+  v1::Model model = SmallModel("large");
+  model.mutable_layout()->set_num_layers(4);
+  model.mutable_layout()->set_num_kv_heads(8);
+  model.mutable_layout()->set_head_dim(128);
+  model.mutable_layout()->set_value_dim(128);
+  model.mutable_layout()->set_block_tokens(256);
+  model.mutable_profiles(0)->set_layer_count(4);
+  server_.models.models["large"] = model;
+  const std::vector<std::byte> payload = Bytes(4 * 8 * 256 * 256 * 4);
+  ASSERT_GT(payload.size(), 2 * client::kMaxChunkBytes);
+  int num_whole = 0;
+  server_.cache.on_put = [&](grpc::ServerContext*, PutStream* stream) {
+    std::vector<uint64_t> held;
+    ArrivedPut put;
+    while (ReadPut(stream, payload.size(), &put)) {
+      bool whole = put.payload.size() == payload.size() &&
+                   std::memcmp(put.payload.data(), payload.data(), payload.size()) == 0 &&
+                   put.chunk_bytes.size() >= 3;
+      for (const size_t bytes : put.chunk_bytes) whole &= bytes <= client::kMaxChunkBytes;
+      num_whole += whole;
+      held.push_back(put.first.request_id());
+      if (held.size() < 4) continue;
+      for (const uint64_t id : held) stream->Write(PutAnswer(id));
+      held.clear();
+    }
+    return grpc::Status::OK;
+  };
+  PutPart part = SmallPart(payload);
+  part.model = "large";
+  part.num_tokens = 256;
+  const std::vector<PutPart> parts(8, part);
+  for (const auto& result : server_.NewClient()->PutAll(parts)) SKETCHKV_EXPECT_OK(result);
+  EXPECT_EQ(num_whole, 8);
+}
+
+TEST_F(StoreTest, AnswersOutOfOrderFindTheirParts) {
+  server_.cache.on_put = [](grpc::ServerContext*, PutStream* stream) {
+    std::vector<v1::PutResponse> answers;
+    ArrivedPut put;
+    while (answers.size() < 5 && ReadPut(stream, kSmallBlockBytes, &put)) {
+      v1::PutResponse answer = PutAnswer(put.first.request_id());
+      answer.set_already_present(put.first.header().block_hash()[0] % 2 == 0);
+      answers.push_back(answer);
+    }
+    for (size_t i = answers.size(); i-- > 0;) stream->Write(answers[i]);
+    return grpc::Status::OK;
+  };
+  std::vector<PutPart> parts;
+  for (char name = 'a'; name < 'f'; ++name) parts.push_back(SmallPart(payload_, name));
+  const auto results = server_.NewClient()->PutAll(parts);
+  for (size_t i = 0; i < 5; ++i) {
+    SKETCHKV_ASSERT_OK(results[i]);
+    EXPECT_EQ(results[i]->already_present, parts[i].block_hash[0] % 2 == 0);
+  }
+}
+
+TEST_F(StoreTest, BadPartFailsAlone) {
+  AnswerPuts([](uint64_t id) {
+    return id == 2 ? PutAnswer(id, 9, "parent_hash is another") : PutAnswer(id);
+  });
+  std::vector<PutPart> parts(4, SmallPart(payload_));
+  parts[0].payload = parts[0].payload.first(100);  // never leaves the client
+  const auto results = server_.NewClient(options_)->PutAll(parts);
+  EXPECT_THAT(results[0],
+              StatusIs(absl::StatusCode::kInvalidArgument, {"payload has 100 bytes", "4096"}));
+  SKETCHKV_EXPECT_OK(results[1]);
+  EXPECT_THAT(results[2], StatusIs(absl::StatusCode::kFailedPrecondition, {"parent_hash"}));
+  SKETCHKV_EXPECT_OK(results[3]);
+  EXPECT_EQ(server_.cache.num_puts, 1);
+}
+
+TEST_F(StoreTest, SizesAreCheckedBeforeAnythingIsSent) {
+  const auto client = server_.NewClient();
+  PutPart part = SmallPart(payload_);
+  part.num_tokens = 9;
+  EXPECT_THAT(client->Put(part),
+              StatusIs(absl::StatusCode::kInvalidArgument, {"num_tokens", "9", "8"}));
+  part = SmallPart(payload_);
+  part.block_hash = "short";
+  EXPECT_THAT(client->Put(part),
+              StatusIs(absl::StatusCode::kInvalidArgument, {"block_hash", "5", "16"}));
+  part = SmallPart(payload_);
+  part.encoded = true;
+  EXPECT_THAT(client->Put(part), StatusIs(absl::StatusCode::kInvalidArgument, {"4096", "256"}));
+  EXPECT_THAT(client->Lookup("small", {}), StatusIs(absl::StatusCode::kInvalidArgument, {"chain"}));
+  EXPECT_EQ(server_.cache.num_puts, 0);
+}
+
+TEST_F(StoreTest, RetriesWhatPasses) {
+  std::atomic<int> tries = 0;
+  AnswerPuts([&](uint64_t id) {
+    switch (++tries) {
+      case 1:
+        return PutAnswer(id, 14, "draining");
+      case 2:
+        return PutAnswer(id, 10, "another put");
+      case 3:
+        return PutAnswer(id, 8, "pool full", 30);
+      default:
+        return PutAnswer(id);
+    }
+  });
+  const auto begin = steady_clock::now();
+  SKETCHKV_EXPECT_OK(server_.NewClient(options_)->Put(SmallPart(payload_)));
+  EXPECT_EQ(tries, 4);
+  EXPECT_GE(steady_clock::now() - begin, milliseconds(30)) << "the server's hint is a lower bound";
+}
+
+TEST_F(StoreTest, RetriesOnlyThePartsThatFailed) {
+  std::map<char, int> tries;
+  server_.cache.on_put = [&](grpc::ServerContext*, PutStream* stream) {
+    ArrivedPut put;
+    while (ReadPut(stream, kSmallBlockBytes, &put)) {
+      const char name = put.first.header().block_hash()[0];
+      const bool refuse = ++tries[name] == 1 && name == 'b';
+      stream->Write(PutAnswer(put.first.request_id(), refuse ? 14 : 0));
+    }
+    return grpc::Status::OK;
+  };
+  const std::vector<PutPart> parts = {SmallPart(payload_, 'a'), SmallPart(payload_, 'b'),
+                                      SmallPart(payload_, 'c')};
+  for (const auto& result : server_.NewClient(options_)->PutAll(parts)) SKETCHKV_EXPECT_OK(result);
+  EXPECT_EQ(tries, (std::map<char, int>{{'a', 1}, {'b', 2}, {'c', 1}}));
+}
+
+TEST_F(StoreTest, DoesNotRetryWhatStays) {
+  for (const int code : {3, 5, 8, 9, 15}) {  // 8, RESOURCE_EXHAUSTED: without a hint
+    std::atomic<int> tries = 0;
+    AnswerPuts([&](uint64_t id) {
+      ++tries;
+      return PutAnswer(id, code, "no");
+    });
+    EXPECT_THAT(server_.NewClient(options_)->Put(SmallPart(payload_)),
+                StatusIs(static_cast<absl::StatusCode>(code), {"no"}));
+    EXPECT_EQ(tries, 1) << code;
+  }
+}
+
+TEST_F(StoreTest, GivesUpAfterMaxRetries) {
+  std::atomic<int> tries = 0;
+  AnswerPuts([&](uint64_t id) {
+    ++tries;
+    return PutAnswer(id, 14, "draining");
+  });
+  options_.max_retries = 2;
+  EXPECT_THAT(server_.NewClient(options_)->Put(SmallPart(payload_)),
+              StatusIs(absl::StatusCode::kUnavailable, {"draining"}));
+  EXPECT_EQ(tries, 3);
+}
+
+TEST_F(StoreTest, StreamThatBreaksIsOpenedAgain) {
+  std::atomic<int> streams = 0;
+  server_.cache.on_put = [&](grpc::ServerContext*, PutStream* stream) {
+    const bool first = ++streams == 1;
+    ArrivedPut put;
+    for (int i = 0; ReadPut(stream, kSmallBlockBytes, &put); ++i) {
+      if (first && i == 1) return grpc::Status(grpc::StatusCode::UNAVAILABLE, "dying");
+      stream->Write(PutAnswer(put.first.request_id()));
+    }
+    return grpc::Status::OK;
+  };
+  const std::vector<PutPart> parts(5, SmallPart(payload_));
+  for (const auto& result : server_.NewClient(options_)->PutAll(parts)) SKETCHKV_EXPECT_OK(result);
+  EXPECT_EQ(streams, 2);
+}
+
+TEST_F(StoreTest, DeadServerIsUnavailable) {
+  std::thread stopper;
+  server_.cache.on_put = [&](grpc::ServerContext* context, PutStream*) {
+    if (!stopper.joinable()) stopper = std::thread([this] { server_.Stop(); });
+    WaitUntilCancelled(context);
+    return grpc::Status::OK;
+  };
+  options_.max_retries = 1;
+  EXPECT_THAT(server_.NewClient(options_)->Put(SmallPart(payload_)),
+              StatusIs(absl::StatusCode::kUnavailable));
+  stopper.join();
+}
+
+TEST_F(StoreTest, DeadlineHoldsAgainstAServerThatNeverAnswers) {
+  server_.cache.on_put = [](grpc::ServerContext* context, PutStream*) {
+    WaitUntilCancelled(context);  // reads nothing either
+    return grpc::Status::OK;
+  };
+  server_.cache.on_lookup = [](grpc::ServerContext* context, auto, auto) {
+    WaitUntilCancelled(context);
+    return grpc::Status::OK;
+  };
+  options_.timeout = milliseconds(150);
+  const auto client = server_.NewClient(options_);
+  SKETCHKV_ASSERT_OK(client->GetModel("small"));
+  const std::vector<PutPart> parts(200, SmallPart(payload_));  // more than the windows take
+  const auto begin = steady_clock::now();
+  for (const auto& result : client->PutAll(parts)) {
+    EXPECT_THAT(result, StatusIs(absl::StatusCode::kDeadlineExceeded));
+  }
+  const BlockId hash(32, 'a');
+  EXPECT_THAT(client->Lookup("small", std::span(&hash, 1)),
+              StatusIs(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_GE(steady_clock::now() - begin, milliseconds(300));
+  EXPECT_LT(steady_clock::now() - begin, milliseconds(3000));
+}
+
+TEST_F(StoreTest, UnaryCallsFollowGrpcsRetryHint) {
+  server_.cache.on_lookup = [this](grpc::ServerContext* context, auto,
+                                   v1::LookupResponse* response) {
+    if (server_.cache.num_lookups == 1) {
+      context->AddTrailingMetadata("grpc-retry-pushback-ms", "30");
+      return grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED, "queue full");
+    }
+    response->set_num_blocks(1);
+    response->set_num_tokens(8);
+    return grpc::Status::OK;
+  };
+  const BlockId hash(32, 'a');
+  const auto begin = steady_clock::now();
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const LookupResult found,
+                                server_.NewClient(options_)->Lookup("small", std::span(&hash, 1)));
+  EXPECT_EQ(found.num_tokens, 8u);
+  EXPECT_EQ(server_.cache.num_lookups, 2);
+  EXPECT_GE(steady_clock::now() - begin, milliseconds(30));
+}
+
+TEST_F(StoreTest, GetJoinsChunksThatInterleave) {
+  const std::vector<std::byte> a = Bytes(kSmallBlockBytes, 1), b = Bytes(kSmallBlockBytes, 2);
+  server_.cache.on_get = [&](grpc::ServerContext*, GetStream* stream) {
+    v1::GetRequest request;
+    std::map<char, uint64_t> ids;
+    while (ids.size() < 2 && stream->Read(&request)) {
+      ids[request.block_hash()[0]] = request.request_id();
+    }
+    const auto half = [&](char name, const std::vector<std::byte>& payload, bool last) {
+      v1::GetResponse response = GetAnswer(ids[name], payload);
+      response.set_payload(payload.data() + (last ? 1000 : 0), last ? payload.size() - 1000 : 1000);
+      if (last) response.clear_part();
+      if (!last) response.clear_status();
+      stream->Write(response);
+    };
+    half('b', b, false);
+    half('a', a, false);
+    half('a', a, true);
+    half('b', b, true);
+    return grpc::Status::OK;
+  };
+  const std::vector<GetPart> parts = {SmallGet('a'), SmallGet('b')};
+  const auto results = server_.NewClient()->GetAll(parts);
+  SKETCHKV_ASSERT_OK(results[0]);
+  SKETCHKV_ASSERT_OK(results[1]);
+  EXPECT_EQ(results[0]->num_tokens, 8u);
+  EXPECT_EQ(results[0]->payload, a);
+  EXPECT_EQ(results[1]->payload, b);
+}
+
+TEST_F(StoreTest, GetRefusesDamagedSurplusAndMissingBytes) {
+  std::function<void(v1::GetResponse*)> spoil;
+  server_.cache.on_get = [&](grpc::ServerContext*, GetStream* stream) {
+    v1::GetRequest request;
+    while (stream->Read(&request)) {
+      v1::GetResponse response = GetAnswer(request.request_id(), payload_);
+      spoil(&response);
+      stream->Write(response);
+    }
+    return grpc::Status::OK;
+  };
+  const auto client = server_.NewClient(options_);
+  spoil = [](v1::GetResponse* response) { (*response->mutable_payload())[77] ^= 1; };
+  EXPECT_THAT(client->Get(SmallGet()), StatusIs(absl::StatusCode::kDataLoss, {"checksum"}));
+  spoil = [](v1::GetResponse* response) { response->mutable_payload()->push_back('x'); };
+  EXPECT_THAT(client->Get(SmallGet()), StatusIs(absl::StatusCode::kInternal, {"4097", "4096"}));
+  spoil = [](v1::GetResponse* response) { response->mutable_payload()->pop_back(); };
+  EXPECT_THAT(client->Get(SmallGet()), StatusIs(absl::StatusCode::kInternal, {"4095", "4096"}));
+  spoil = [](v1::GetResponse* response) { response->mutable_part()->set_num_tokens(1u << 31); };
+  EXPECT_THAT(client->Get(SmallGet()), StatusIs(absl::StatusCode::kInternal, {"2147483648", "8"}));
+  spoil = [](v1::GetResponse*) {};
+  SKETCHKV_EXPECT_OK(client->Get(SmallGet()));
+}
+
+TEST_F(StoreTest, ModelIsAskedForOnceAndAgainWhenItChanged) {
+  AnswerPuts([](uint64_t id) { return PutAnswer(id); });
+  const auto client = server_.NewClient(options_);
+  SKETCHKV_EXPECT_OK(client->Put(SmallPart(payload_)));
+  SKETCHKV_EXPECT_OK(client->Put(SmallPart(payload_)));
+  EXPECT_EQ(server_.models.num_gets, 1);
+  // Another model under the name: half the tokens a block.
+  v1::Model model = SmallModel("small");
+  model.mutable_layout()->set_block_tokens(16);
+  model.set_fingerprint(std::string(16, 'g'));
+  server_.models.models["small"] = model;
+  PutPart part = SmallPart(payload_);
+  part.num_tokens = 16;
+  const std::vector<std::byte> longer = Bytes(2 * kSmallBlockBytes);
+  part.payload = longer;
+  server_.cache.on_put = [](grpc::ServerContext*, PutStream* stream) {
+    ArrivedPut put;
+    while (ReadPut(stream, 2 * kSmallBlockBytes, &put)) {
+      stream->Write(PutAnswer(put.first.request_id()));
+    }
+    return grpc::Status::OK;
+  };
+  SKETCHKV_EXPECT_OK(client->Put(part));
+  EXPECT_EQ(server_.models.num_gets, 2);
+  part.model = "none";
+  EXPECT_THAT(client->Put(part), StatusIs(absl::StatusCode::kNotFound, {"none"}));
+}
+
+TEST_F(StoreTest, AsynchronousPutsRunTogetherAndCallBackOnce) {
+  AnswerPuts([](uint64_t id) { return PutAnswer(id); });
+  const auto client = server_.NewClient(options_);
+  std::mutex mu;
+  std::condition_variable changed;
+  int num_done = 0, num_ok = 0;
+  const PutPart part = SmallPart(payload_);
+  for (int i = 0; i < 100; ++i) {
+    client->PutAsync(part, [&](absl::StatusOr<PutResult> result) {
+      const std::lock_guard<std::mutex> lock(mu);
+      ++num_done;
+      num_ok += result.ok();
+      changed.notify_one();
+    });
+  }
+  std::unique_lock<std::mutex> lock(mu);
+  EXPECT_TRUE(changed.wait_for(lock, std::chrono::seconds(10), [&] { return num_done == 100; }));
+  EXPECT_EQ(num_ok, 100);
+}
+
+TEST_F(StoreTest, DestroyingTheClientCancelsAsynchronousCalls) {
+  std::atomic<int> waiting = 0;
+  server_.cache.on_get = [&](grpc::ServerContext* context, GetStream*) {
+    ++waiting;
+    WaitUntilCancelled(context);
+    return grpc::Status::OK;
+  };
+  options_.timeout = std::chrono::minutes(10);
+  auto client = server_.NewClient(options_);
+  std::atomic<int> cancelled = 0;
+  const GetPart part = SmallGet();
+  for (int i = 0; i < 40; ++i) {  // some under way, some still waiting for a thread
+    client->GetAsync(part, [&](absl::StatusOr<GetResult> result) {
+      cancelled += absl::IsCancelled(result.status());
+    });
+  }
+  while (waiting == 0) std::this_thread::sleep_for(milliseconds(1));
+  client.reset();
+  EXPECT_EQ(cancelled, 40);
+}
+
+TEST_F(StoreTest, WaitUntilServingFollowsHealth) {
+  server_.grpc_server().GetHealthCheckService()->SetServingStatus("", false);
+  const auto client = server_.NewClient();
+  EXPECT_THAT(client->WaitUntilServing(milliseconds(60)),
+              StatusIs(absl::StatusCode::kDeadlineExceeded, {"NOT_SERVING"}));
+  std::thread changer([this] {
+    std::this_thread::sleep_for(milliseconds(30));
+    server_.grpc_server().GetHealthCheckService()->SetServingStatus("", true);
+  });
+  SKETCHKV_EXPECT_OK(client->WaitUntilServing(milliseconds(5000)));
+  changer.join();
+}
+
+}  // namespace
+}  // namespace sketchkv

@@ -1,7 +1,11 @@
 #include "service/config.h"
 
+#include <algorithm>
+#include <iterator>
+
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 
 namespace sketchkv {
 namespace {
@@ -30,6 +34,11 @@ absl::Status Config::Validate() const {
   }
   if (threads > 1024) {
     return absl::InvalidArgumentError(absl::StrCat("--threads is ", threads, "; at most 1024"));
+  }
+  const char* const levels[] = {"trace", "debug", "info", "warn", "error"};
+  if (std::find(std::begin(levels), std::end(levels), log_level) == std::end(levels)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--log-level is ", log_level, "; it needs one of ", absl::StrJoin(levels, ", ")));
   }
   if (max_queued == 0) return absl::InvalidArgumentError("--max-queued is 0; it needs at least 1");
   if (max_timeout_ms == 0) {

@@ -84,6 +84,7 @@ int Serve(const Config& config, const sigset_t& signals) {
   ModelRegistry models(*isa);
   ThreadExecutor executor(threads, config.max_queued, &clock);
   Engine engine(&models, &pool, &executor);
+  InflightBytes inflight(inflight_bytes);
   // Whatever way this function ends: first the server goes, then the threads, then what they use.
   const absl::Cleanup stop_threads = [&executor] { executor.Stop(); };
   executor.RunEvery(std::chrono::seconds(1), [&, cursor = uint64_t{0}]() mutable {
@@ -92,7 +93,6 @@ int Serve(const Config& config, const sigset_t& signals) {
     // A second's share of the whole, rounded up.
     engine.Scrub(&cursor, pool.GetStats().sealed_blocks / config.scrub_seconds + 1);
   });
-  InflightBytes inflight(inflight_bytes);
   ServiceContext context{.engine = &engine,
                          .executor = &executor,
                          .inflight = &inflight,
@@ -108,6 +108,7 @@ int Serve(const Config& config, const sigset_t& signals) {
   if (!server.ok()) return Fail(server.status());
   (*server)->SetServing(true);
   if (!config.port_file.empty() && !WritePortFile(config.port_file, (*server)->port())) {
+    (*server)->Shutdown(std::chrono::milliseconds(0));
     return Fail(absl::UnknownError("cannot write --port-file " + config.port_file));
   }
   spdlog::info("serving on {} (port {}), {} threads, {} kernels, host tier {} bytes", config.listen,

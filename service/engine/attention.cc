@@ -78,11 +78,20 @@ void VisitCells(const Model& model, const AttentionTarget& target, uint32_t laye
   }
 }
 
+// A unit and what a partial costs besides its numbers.
+constexpr uint64_t kBytesPerUnit = 256;
+
+// How many units SplitWork makes of an item, at most.
+uint64_t NumUnits(const AttentionItem& item, const AttentionTarget& target) {
+  return uint64_t{item.head_count} *
+         ((target.token_end - target.token_begin) / kAttentionSplitTokens + 2);
+}
+
 std::vector<Unit> SplitWork(const AttentionRequest& request,
-                            std::span<const AttentionTarget> targets) {
+                            const AttentionTargets& targets) {
   std::vector<Unit> units;
   for (uint32_t i = 0; i < request.items.size(); ++i) {
-    const AttentionTarget& target = targets[i];
+    const AttentionTarget& target = *targets[i];
     for (uint32_t head = 0; head < request.items[i].head_count; ++head) {
       uint32_t begin = target.token_begin;
       do {
@@ -97,13 +106,8 @@ std::vector<Unit> SplitWork(const AttentionRequest& request,
   return units;
 }
 
-// Why the request is no longer wanted; OK while it is.
-absl::Status StillWanted(const AttentionRequest& request) {
-  if (request.cancelled && request.cancelled()) return absl::CancelledError("cancelled");
-  if (request.deadline != TimePoint::max() && std::chrono::steady_clock::now() >= request.deadline) {
-    return absl::DeadlineExceededError("the deadline passed while the request ran");
-  }
-  return absl::OkStatus();
+absl::Status Admit(const AttentionRequest& request, uint64_t bytes) {
+  return request.admit ? request.admit(bytes) : absl::OkStatus();
 }
 
 // Runs body(unit) for all units, stopping early when the request is no longer wanted.
@@ -183,6 +187,14 @@ absl::Status ValidateItem(const AttentionRequest& request, size_t index) {
 
 }  // namespace
 
+absl::Status StillWanted(const AttentionRequest& request) {
+  if (request.cancelled && request.cancelled()) return absl::CancelledError("cancelled");
+  if (request.deadline != TimePoint::max() && std::chrono::steady_clock::now() >= request.deadline) {
+    return absl::DeadlineExceededError("the deadline passed while the request ran");
+  }
+  return absl::OkStatus();
+}
+
 absl::Status ValidateAttention(const AttentionRequest& request) {
   if (request.queries_per_kv_head < 1 || request.queries_per_kv_head > 128) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -214,10 +226,17 @@ absl::Status ValidateAttention(const AttentionRequest& request) {
 }
 
 absl::StatusOr<std::vector<AttentionResult>> ComputeAttention(
-    const AttentionRequest& request, std::span<const AttentionTarget> targets, Executor* executor) {
+    const AttentionRequest& request, const AttentionTargets& targets, Executor* executor) {
   const Model& model = *request.model;
   const uint32_t value_dim = model.layout().value_dim;
   const std::vector<ItemShape> shapes = ShapeItems(request);
+  uint64_t bytes = 0;
+  for (size_t i = 0; i < request.items.size(); ++i) {
+    // Partials, then results of at most the same size and the answer made of them.
+    const uint64_t partial = uint64_t{shapes[i].rows_per_head} * (value_dim + 2) * sizeof(float);
+    bytes += NumUnits(request.items[i], *targets[i]) * (3 * partial + kBytesPerUnit);
+  }
+  SKETCHKV_RETURN_IF_ERROR(Admit(request, bytes));
   const std::vector<Unit> units = SplitWork(request, targets);
   std::vector<AttentionPartial> partials(units.size());
   SKETCHKV_RETURN_IF_ERROR(RunUnits(request, units.size(), executor, [&](size_t i) {
@@ -226,7 +245,7 @@ absl::StatusOr<std::vector<AttentionResult>> ComputeAttention(
     const CellCodec& codec = model.codec->cell(item.layer);
     const auto queries = PrepareHead(request, shapes[unit.item], codec, unit.head);
     partials[i] = codec.NewPartial(queries->num_queries());
-    VisitCells(model, targets[unit.item], item.layer, item.head_begin + unit.head, unit.token_begin,
+    VisitCells(model, *targets[unit.item], item.layer, item.head_begin + unit.head, unit.token_begin,
                unit.token_end,
                [&](std::span<const std::byte> cell, uint32_t from, uint32_t to, uint32_t) {
                  codec.Attend(cell, from, to, *queries, item.options, &partials[i]);
@@ -263,15 +282,23 @@ absl::StatusOr<std::vector<AttentionResult>> ComputeAttention(
 }
 
 absl::StatusOr<std::vector<ScoreResult>> ComputeScores(const AttentionRequest& request,
-                                                       std::span<const AttentionTarget> targets,
+                                                       const AttentionTargets& targets,
                                                        Executor* executor) {
   const Model& model = *request.model;
   const std::vector<ItemShape> shapes = ShapeItems(request);
+  uint64_t logits = 0, units_bytes = 0;
+  for (size_t i = 0; i < request.items.size(); ++i) {
+    logits += uint64_t{request.items[i].num_query_tokens} * shapes[i].query_heads *
+              (targets[i]->token_end - targets[i]->token_begin);
+    units_bytes += NumUnits(request.items[i], *targets[i]) * kBytesPerUnit;
+  }
+  // The logits, the scratch of the threads, and the messages made of them.
+  SKETCHKV_RETURN_IF_ERROR(Admit(request, 3 * logits * sizeof(float) + units_bytes));
   std::vector<ScoreResult> results(request.items.size());
   for (size_t i = 0; i < results.size(); ++i) {
     const size_t rows = size_t{request.items[i].num_query_tokens} * shapes[i].query_heads;
-    results[i].token_begin = targets[i].token_begin;
-    results[i].num_tokens = targets[i].token_end - targets[i].token_begin;
+    results[i].token_begin = targets[i]->token_begin;
+    results[i].num_tokens = targets[i]->token_end - targets[i]->token_begin;
     results[i].logits.resize(rows * results[i].num_tokens);
   }
   const std::vector<Unit> units = SplitWork(request, targets);
@@ -282,7 +309,9 @@ absl::StatusOr<std::vector<ScoreResult>> ComputeScores(const AttentionRequest& r
     ScoreResult& result = results[unit.item];
     const CellCodec& codec = model.codec->cell(item.layer);
     const auto queries = PrepareHead(request, shape, codec, unit.head);
-    std::vector<float> scores(size_t{shape.rows_per_head} * model.layout().block_tokens);
+    const uint32_t most_tokens =
+        std::min(model.layout().block_tokens, unit.token_end - unit.token_begin);
+    std::vector<float> scores(size_t{shape.rows_per_head} * most_tokens);
     const auto score_cell = [&](std::span<const std::byte> cell, uint32_t from, uint32_t to,
                                 uint32_t block_begin) {
       const uint32_t count = to - from;
@@ -296,7 +325,7 @@ absl::StatusOr<std::vector<ScoreResult>> ComputeScores(const AttentionRequest& r
         }
       }
     };
-    VisitCells(model, targets[unit.item], item.layer, item.head_begin + unit.head, unit.token_begin,
+    VisitCells(model, *targets[unit.item], item.layer, item.head_begin + unit.head, unit.token_begin,
                unit.token_end, score_cell);
   }));
   return results;

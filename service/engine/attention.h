@@ -12,7 +12,7 @@
 #include "kernels/codec.h"
 #include "service/engine/executor.h"
 #include "service/engine/model_registry.h"
-#include "service/pool/block.h"
+#include "service/pool/block_pool.h"
 
 namespace sketchkv {
 
@@ -38,6 +38,8 @@ struct AttentionRequest {
   std::span<const float> queries;
   TimePoint deadline = TimePoint::max();
   std::function<bool()> cancelled;  // may be empty
+  // Asked once, before anything large is made, whether this many bytes may be held; may be empty.
+  std::function<absl::Status(uint64_t)> admit;
 };
 
 struct AttentionResult {
@@ -51,13 +53,16 @@ struct ScoreResult {
   std::vector<float> logits;  // [num_query_tokens * query heads, num_tokens]
 };
 
-// The tokens of one item, pinned by the caller.
+// The tokens of one item and the pins on them. Items of equal targets share one.
 struct AttentionTarget {
+  std::shared_ptr<const ReadPins> pins;
   std::vector<BlockView> blocks;
   std::vector<uint32_t> block_begin;  // first token of each block, and the number of tokens at last
   uint32_t token_begin = 0;           // clamped range
   uint32_t token_end = 0;
 };
+
+using AttentionTargets = std::vector<std::shared_ptr<const AttentionTarget>>;
 
 // Tokens of one partial: long contexts are split at multiples of this and merged in order, so the
 // result does not depend on how many threads took part.
@@ -67,11 +72,14 @@ inline constexpr uint32_t kAttentionSplitTokens = 4096;
 // field and both numbers.
 [[nodiscard]] absl::Status ValidateAttention(const AttentionRequest& request);
 
+// Why the request is no longer wanted (CANCELLED, DEADLINE_EXCEEDED); OK while it is.
+[[nodiscard]] absl::Status StillWanted(const AttentionRequest& request);
+
 // One result an item; targets[i] belongs to request.items[i]. CANCELLED and DEADLINE_EXCEEDED when
 // the request stopped being wanted on the way.
 [[nodiscard]] absl::StatusOr<std::vector<AttentionResult>> ComputeAttention(
-    const AttentionRequest& request, std::span<const AttentionTarget> targets, Executor* executor);
+    const AttentionRequest& request, const AttentionTargets& targets, Executor* executor);
 [[nodiscard]] absl::StatusOr<std::vector<ScoreResult>> ComputeScores(
-    const AttentionRequest& request, std::span<const AttentionTarget> targets, Executor* executor);
+    const AttentionRequest& request, const AttentionTargets& targets, Executor* executor);
 
 }  // namespace sketchkv

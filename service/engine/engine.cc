@@ -15,6 +15,11 @@ namespace {
 // The most logits one Score answers, in bytes: they are all in memory at once.
 constexpr uint64_t kMaxScoreBytes = uint64_t{256} << 20;
 
+// Of all different targets of one request together: their tables are in memory too.
+constexpr uint64_t kMaxTargetBlocks = uint64_t{1} << 20;
+// Of one target: token numbers are 32 bits, with room for a split beyond the last.
+constexpr uint64_t kMaxTargetTokens = uint64_t{1} << 31;
+
 std::span<const std::byte> AsBytes(const std::string& text) {
   return {reinterpret_cast<const std::byte*>(text.data()), text.size()};
 }
@@ -164,6 +169,12 @@ absl::StatusOr<Engine::PutResult> Engine::Put(uint32_t tenant, const PutRequest&
   });
   SKETCHKV_RETURN_IF_ERROR(error.status());
   SKETCHKV_ASSIGN_OR_RETURN(const WriteHandle::CommitResult committed, handle.Commit(checksums));
+  // Unregistered while this put was encoding: what it dropped must not come back.
+  const absl::StatusOr<std::shared_ptr<const Model>> still = models_->Get(tenant, model.name);
+  if (!still.ok() || (*still)->fingerprint != model.fingerprint) {
+    (void)pool_->Delete(key);
+    return absl::NotFoundError(absl::StrCat("model '", model.name, "' was unregistered"));
+  }
   put_raw_bytes_ += RawPartFormat(model.layout(), range, request.part.num_tokens, RawOrder::kNhd)
                         .total_bytes();
   put_stored_bytes_ += stored_bytes;
@@ -318,52 +329,52 @@ absl::StatusOr<Engine::LookupResult> Engine::Lookup(uint32_t tenant, const Model
   }
 }
 
-struct Engine::ResolvedTarget {
-  std::shared_ptr<const ReadPins> pins;
-  AttentionTarget target;
-};
-
-absl::StatusOr<Engine::ResolvedTarget> Engine::Resolve(uint32_t tenant,
-                                                       const AttentionRequest& request,
-                                                       const AttentionItem& item) {
+absl::StatusOr<std::shared_ptr<const AttentionTarget>> Engine::Resolve(
+    uint32_t tenant, const AttentionRequest& request, const AttentionItem& item) {
   const Fingerprint& fingerprint = request.model->fingerprint;
-  ResolvedTarget resolved;
+  auto target = std::make_shared<AttentionTarget>();
   if (item.lease_id != 0) {
-    SKETCHKV_ASSIGN_OR_RETURN(resolved.pins, pool_->LeasedChain(tenant, item.lease_id));
+    SKETCHKV_ASSIGN_OR_RETURN(target->pins, pool_->LeasedChain(tenant, item.lease_id));
   } else if (item.tip.has_value()) {
     SKETCHKV_ASSIGN_OR_RETURN(
         ReadPins pins,
         pool_->PinChain({.tenant = tenant, .fingerprint = fingerprint, .hash = *item.tip}));
-    resolved.pins = std::make_shared<const ReadPins>(std::move(pins));
+    target->pins = std::make_shared<const ReadPins>(std::move(pins));
   } else {
     std::vector<BlockKey> keys;
     for (const BlockHash& hash : item.blocks) {
       keys.push_back({.tenant = tenant, .fingerprint = fingerprint, .hash = hash});
     }
     SKETCHKV_ASSIGN_OR_RETURN(ReadPins pins, pool_->PinAll(keys));
-    resolved.pins = std::make_shared<const ReadPins>(std::move(pins));
+    target->pins = std::make_shared<const ReadPins>(std::move(pins));
   }
-  AttentionTarget& target = resolved.target;
-  uint32_t tokens = 0;
-  for (size_t i = 0; i < resolved.pins->size(); ++i) {
-    const BlockView block = (*resolved.pins)[i];
+  uint64_t tokens = 0;
+  for (size_t i = 0; i < target->pins->size(); ++i) {
+    const BlockView block = (*target->pins)[i];
     if (block.key->fingerprint != fingerprint) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("lease_id ", item.lease_id, " is of another model than ", request.model->name));
+      return absl::InvalidArgumentError(absl::StrCat("lease_id ", item.lease_id,
+                                                     " is of another model than ",
+                                                     request.model->name));
     }
-    target.blocks.push_back(block);
-    target.block_begin.push_back(tokens);
+    target->blocks.push_back(block);
+    target->block_begin.push_back(static_cast<uint32_t>(tokens));
     tokens += block.num_tokens;
+    if (tokens > kMaxTargetTokens) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("the target has ", tokens, " tokens or more, of at most ", kMaxTargetTokens));
+    }
   }
-  target.block_begin.push_back(tokens);
-  target.token_end = std::min(item.token_end.value_or(tokens), tokens);
-  target.token_begin = std::min(item.token_begin, target.token_end);
-  return resolved;
+  const auto all = static_cast<uint32_t>(tokens);
+  target->block_begin.push_back(all);
+  target->token_end = std::min(item.token_end.value_or(all), all);
+  target->token_begin = std::min(item.token_begin, target->token_end);
+  return target;
 }
 
-absl::StatusOr<std::vector<Engine::ResolvedTarget>> Engine::ResolveAll(
-    uint32_t tenant, const AttentionRequest& request) {
-  std::vector<ResolvedTarget> resolved;
+absl::StatusOr<AttentionTargets> Engine::ResolveAll(uint32_t tenant,
+                                                    const AttentionRequest& request) {
+  AttentionTargets targets;
+  uint64_t blocks = 0;
   for (size_t i = 0; i < request.items.size(); ++i) {
     const AttentionItem& item = request.items[i];
     // Batches repeat a target for many layers: its chain is walked once.
@@ -371,43 +382,42 @@ absl::StatusOr<std::vector<Engine::ResolvedTarget>> Engine::ResolveAll(
       const AttentionItem& last = request.items[i - 1];
       if (item.lease_id == last.lease_id && item.tip == last.tip && item.blocks == last.blocks &&
           item.token_begin == last.token_begin && item.token_end == last.token_end) {
-        resolved.push_back(resolved.back());
+        targets.push_back(targets.back());
         continue;
       }
     }
-    absl::StatusOr<ResolvedTarget> target = Resolve(tenant, request, item);
+    SKETCHKV_RETURN_IF_ERROR(StillWanted(request));
+    absl::StatusOr<std::shared_ptr<const AttentionTarget>> target = Resolve(tenant, request, item);
     if (!target.ok()) {
       return absl::Status(target.status().code(),
                           absl::StrCat("items[", i, "]: ", target.status().message()));
     }
-    resolved.push_back(*std::move(target));
+    blocks += (*target)->blocks.size();
+    if (blocks > kMaxTargetBlocks) {
+      return absl::InvalidArgumentError(absl::StrCat("items[0] to items[", i, "] name ", blocks,
+                                                     " blocks, of at most ", kMaxTargetBlocks));
+    }
+    targets.push_back(*std::move(target));
   }
-  return resolved;
+  return targets;
 }
 
 absl::StatusOr<std::vector<AttentionResult>> Engine::Attend(uint32_t tenant,
                                                             const AttentionRequest& request) {
   SKETCHKV_RETURN_IF_ERROR(ValidateAttention(request));
-  SKETCHKV_ASSIGN_OR_RETURN(const std::vector<ResolvedTarget> resolved,
-                            ResolveAll(tenant, request));
-  std::vector<AttentionTarget> targets;
-  for (const ResolvedTarget& one : resolved) targets.push_back(one.target);
+  SKETCHKV_ASSIGN_OR_RETURN(const AttentionTargets targets, ResolveAll(tenant, request));
   return ComputeAttention(request, targets, executor_);
 }
 
 absl::StatusOr<std::vector<ScoreResult>> Engine::Score(uint32_t tenant,
                                                        const AttentionRequest& request) {
   SKETCHKV_RETURN_IF_ERROR(ValidateAttention(request));
-  SKETCHKV_ASSIGN_OR_RETURN(const std::vector<ResolvedTarget> resolved,
-                            ResolveAll(tenant, request));
-  std::vector<AttentionTarget> targets;
+  SKETCHKV_ASSIGN_OR_RETURN(const AttentionTargets targets, ResolveAll(tenant, request));
   uint64_t bytes = 0;
-  for (size_t i = 0; i < resolved.size(); ++i) {
+  for (size_t i = 0; i < targets.size(); ++i) {
     const AttentionItem& item = request.items[i];
-    const AttentionTarget& target = resolved[i].target;
     bytes += uint64_t{item.num_query_tokens} * item.head_count * request.queries_per_kv_head *
-             (target.token_end - target.token_begin) * sizeof(float);
-    targets.push_back(target);
+             (targets[i]->token_end - targets[i]->token_begin) * sizeof(float);
   }
   if (bytes > kMaxScoreBytes) {
     return absl::InvalidArgumentError(absl::StrCat("the logits asked for have ", bytes,

@@ -101,11 +101,10 @@ class Engine {
   [[nodiscard]] Stats GetStats() const;
 
  private:
-  struct ResolvedTarget;
-  absl::StatusOr<ResolvedTarget> Resolve(uint32_t tenant, const AttentionRequest& request,
-                                         const AttentionItem& item);
-  absl::StatusOr<std::vector<ResolvedTarget>> ResolveAll(uint32_t tenant,
-                                                         const AttentionRequest& request);
+  absl::StatusOr<std::shared_ptr<const AttentionTarget>> Resolve(uint32_t tenant,
+                                                                 const AttentionRequest& request,
+                                                                 const AttentionItem& item);
+  absl::StatusOr<AttentionTargets> ResolveAll(uint32_t tenant, const AttentionRequest& request);
   absl::Status VerifyCells(const Model& model, const BlockView& block, const CellRange& range) const;
 
   // Constant after construction.

@@ -2,6 +2,7 @@
 
 #include <openssl/evp.h>
 
+#include <algorithm>
 #include <cstring>
 #include <optional>
 
@@ -127,6 +128,23 @@ absl::StatusOr<std::vector<CodecProfile>> ResolveProfiles(
   return profiles;
 }
 
+// Dense projections are made and kept a profile: many seeds would fill memory and hold a thread.
+absl::Status CheckProjections(const KvLayout& layout, const std::vector<CodecProfile>& profiles) {
+  uint64_t bytes = 0;
+  for (size_t layer = 0; layer < profiles.size(); ++layer) {
+    const CodecProfile& profile = profiles[layer];
+    const bool dense =
+        profile.key_codec == KeyCodec::kSketch && profile.projection != Projection::kHadamard;
+    const auto end = profiles.begin() + static_cast<ptrdiff_t>(layer);
+    if (!dense || std::find(profiles.begin(), end, profile) != end) continue;
+    bytes += uint64_t{profile.sign_bits} * layout.head_dim * sizeof(float);
+  }
+  if (bytes <= ModelRegistry::kMaxProjectionBytes) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("the dense projections of profiles have ", bytes, " bytes, of at most ",
+                   ModelRegistry::kMaxProjectionBytes));
+}
+
 absl::Status NameDifference(const Fields& registered, const Fields& asked) {
   for (size_t i = 0; i < registered.size() && i < asked.size(); ++i) {
     if (registered[i] == asked[i]) continue;
@@ -168,6 +186,7 @@ absl::StatusOr<std::shared_ptr<const Model>> ModelRegistry::Register(
   SKETCHKV_RETURN_IF_ERROR(ValidateName(name));
   SKETCHKV_RETURN_IF_ERROR(layout.Validate());
   SKETCHKV_ASSIGN_OR_RETURN(std::vector<CodecProfile> profiles, ResolveProfiles(layout, requests));
+  SKETCHKV_RETURN_IF_ERROR(CheckProjections(layout, profiles));
   const Fields fields = DescribeModel(name, layout, profiles);
   const Fingerprint fingerprint = Digest(fields);
   const Candidate candidate{.key = {tenant, name}, .fields = fields, .fingerprint = fingerprint};

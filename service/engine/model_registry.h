@@ -39,6 +39,8 @@ struct Model {
 class ModelRegistry {
  public:
   static constexpr size_t kMaxModels = 4096;
+  // Of a model's dense projections together.
+  static constexpr uint64_t kMaxProjectionBytes = uint64_t{64} << 20;
 
   explicit ModelRegistry(Isa isa) : isa_(isa) {}
 

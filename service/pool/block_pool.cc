@@ -11,6 +11,12 @@
 namespace sketchkv {
 namespace {
 
+// Of all leases together: their tables are memory too, however often they name the same block.
+constexpr size_t kMaxLeaseEntries = size_t{4} << 20;
+
+// Of one Expire, all of it under the mutex.
+constexpr size_t kMaxTrimmedBlocks = 4096;
+
 absl::Status NotFound(const BlockKey& key) {
   return absl::NotFoundError(absl::StrFormat("block %s is not found", key.hash.ToHex()));
 }
@@ -102,6 +108,11 @@ absl::StatusOr<BlockPool::Lease> BlockPool::AcquireLease(const BlockKey& tip,
         "leases would pin %d bytes, at most %d of budget_bytes %d may be leased", leased, limit,
         options.budget_bytes));
   }
+  if (state_->leases.num_entries() + chain.size() > kMaxLeaseEntries) {
+    return absl::ResourceExhaustedError(absl::StrFormat(
+        "leases would hold %d blocks, the same ones counted again, of at most %d",
+        state_->leases.num_entries() + chain.size(), kMaxLeaseEntries));
+  }
   LeaseTable::Lease lease{tip.tenant, now + granted.ttl, state_->table.NextTick(), chain,
                           slot_bytes, nullptr};
   lease.chain = std::make_shared<const ReadPins>(state_->Pin(std::move(chain)));
@@ -115,7 +126,8 @@ absl::StatusOr<BlockPool::Lease> BlockPool::RenewLease(uint32_t tenant, uint64_t
   const TimePoint now = state_->clock->Now();
   MutexLock lock(&state_->mu);
   LeaseTable::Lease* const lease = state_->leases.Find(tenant, id, now);
-  if (lease == nullptr) return LeaseNotFound(id);
+  // Deleted blocks are kept for who has them, but not for ever.
+  if (lease == nullptr || lease->blocks.back()->hidden) return LeaseNotFound(id);
   lease->end = now + granted.ttl;
   return granted;
 }
@@ -135,7 +147,8 @@ absl::StatusOr<std::shared_ptr<const ReadPins>> BlockPool::LeasedChain(uint32_t 
   const TimePoint now = state_->clock->Now();
   MutexLock lock(&state_->mu);
   LeaseTable::Lease* const lease = state_->leases.Find(tenant, id, now);
-  if (lease == nullptr) return LeaseNotFound(id);
+  // A damaged block takes its subtree along, and the tip is in it.
+  if (lease == nullptr || lease->blocks.back()->damaged) return LeaseNotFound(id);
   lease->last_use = state_->table.NextTick();
   return lease->chain;
 }
@@ -160,6 +173,7 @@ void BlockPool::Discard(const BlockKey& key) {
   MutexLock lock(&state_->mu);
   Entry* const entry = state_->table.FindBlock(key);
   if (entry == nullptr) return;
+  for (Entry* below : BlockIndex::Subtree(entry)) below->damaged = true;
   state_->HideSubtree(entry);
   ++state_->discarded_total;
 }
@@ -171,6 +185,9 @@ void BlockPool::Expire() {
   ended = state_->leases.RemoveEnded(now);
   for (const LeaseTable::Lease& lease : ended) state_->TouchLeased(lease);
   state_->ExpireUnsealed(now);
+  const auto watermark = static_cast<size_t>(state_->options.high_watermark *
+                                             static_cast<double>(state_->options.budget_bytes));
+  state_->table.Trim(watermark, kMaxTrimmedBlocks);
 }
 
 BlockPool::Stats BlockPool::GetStats() const {

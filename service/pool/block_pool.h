@@ -83,6 +83,7 @@ class BlockPool {
  public:
   struct Options {
     size_t budget_bytes = 0;
+    double high_watermark = 0.97;      // of the budget: Expire evicts down to it
     double max_leased_fraction = 0.8;  // of the budget, pinned by leases
     std::chrono::milliseconds unsealed_ttl{30000};  // after the last part
     std::chrono::milliseconds max_lease_ttl{600000};
@@ -133,7 +134,8 @@ class BlockPool {
   // under several leases counts once).
   [[nodiscard]] absl::StatusOr<Lease> AcquireLease(const BlockKey& tip,
                                                    std::chrono::milliseconds ttl);
-  // NOT_FOUND for an unknown, released or expired lease, or one of another tenant.
+  // NOT_FOUND for an unknown, released or expired lease, or one of another tenant. A lease outlives
+  // the delete of its blocks but is not renewed then; one over a discarded block has ended.
   [[nodiscard]] absl::StatusOr<Lease> RenewLease(uint32_t tenant, uint64_t id,
                                                  std::chrono::milliseconds ttl);
   [[nodiscard]] absl::Status ReleaseLease(uint32_t tenant, uint64_t id);
@@ -150,7 +152,9 @@ class BlockPool {
   // Drops a block whose bytes turned out wrong, as Delete does, and counts it.
   void Discard(const BlockKey& key);
 
-  // Drops unsealed blocks past their time and leases past theirs. Called every second or so.
+  // Drops unsealed blocks past their time and leases past theirs, then the least recently used leaves
+  // while more than high_watermark of the budget is in use, so that most puts find a free slot and
+  // do not evict themselves. Called every second or so.
   void Expire();
 
   struct Stats {

@@ -71,6 +71,8 @@ class BlockTable {
 
   // Drops one block without reference; sealed children stay and are not found any more.
   void Evict(Entry* entry);
+  // Evicts the least recently used leaves, at most `limit`, until at most `used_bytes` are in use.
+  void Trim(size_t used_bytes, size_t limit);
   // Takes these blocks out of the index and frees those without reference. Children stand after
   // their parents, and nobody's child is missing.
   void Hide(const std::vector<Entry*>& subtree);

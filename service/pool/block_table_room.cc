@@ -42,6 +42,15 @@ absl::Status BlockTable::MakeRoom(size_t slot_bytes) {
   return absl::OkStatus();
 }
 
+void BlockTable::Trim(size_t used_bytes, size_t limit) {
+  for (size_t i = 0; i < limit && tier_->GetStats().used_bytes > used_bytes; ++i) {
+    Entry* const coldest = lru_.ColdestOfAll();
+    if (coldest == nullptr) return;
+    Evict(coldest);
+    ++stats_.evicted_total;
+  }
+}
+
 bool BlockTable::FreePagesOfOthers(size_t slot_bytes) {
   const Tier::Stats tier = tier_->GetStats();
   const size_t needed = tier_->PageBytes(slot_bytes) - (tier.budget_bytes - tier.page_bytes);

@@ -58,10 +58,11 @@ struct Entry {
   SlotId slot;
   CellTable::Ptr cells;          // null: a ghost
   uint32_t refs = 0;             // pins and write handles
-  uint32_t sealed_children : 27 = 0;
+  uint32_t sealed_children : 26 = 0;
   uint32_t sealed : 1 = 0;       // all cells are there
   uint32_t found : 1 = 0;        // sealed, and so are all ancestors
   uint32_t hidden : 1 = 0;       // deleted: out of the index, alive until refs == 0
+  uint32_t damaged : 1 = 0;      // hidden because it, or an ancestor, turned out wrong
   uint32_t announced : 1 = 0;    // kStored was appended
   uint32_t tracked : 1 = 0;      // in the Lru
 

@@ -29,6 +29,7 @@ size_t LeaseTable::LeasedBytesWith(const std::vector<Entry*>& blocks, size_t slo
 }
 
 uint64_t LeaseTable::Add(Lease lease) {
+  num_entries_ += lease.blocks.size();
   for (const Entry* block : lease.blocks) {
     if (leases_of_[block]++ == 0) leased_bytes_ += lease.slot_bytes;
   }
@@ -64,6 +65,7 @@ std::vector<LeaseTable::Lease> LeaseTable::RemoveEnded(TimePoint now) {
 }
 
 void LeaseTable::Uncount(const Lease& lease) {
+  num_entries_ -= lease.blocks.size();
   for (const Entry* block : lease.blocks) {
     const auto it = leases_of_.find(block);
     if (--it->second > 0) continue;

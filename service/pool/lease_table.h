@@ -34,6 +34,8 @@ class LeaseTable {
   [[nodiscard]] Lease Remove(uint64_t id);
   [[nodiscard]] std::vector<Lease> RemoveEnded(TimePoint now);
 
+  // Blocks of all leases, one under several counted as often: what the table itself holds.
+  [[nodiscard]] size_t num_entries() const { return num_entries_; }
   [[nodiscard]] size_t leased_bytes() const { return leased_bytes_; }
   [[nodiscard]] size_t size() const { return leases_.size(); }
 
@@ -43,6 +45,7 @@ class LeaseTable {
   absl::flat_hash_map<uint64_t, Lease> leases_;
   absl::flat_hash_map<const Entry*, uint32_t> leases_of_;  // of blocks with at least one
   size_t leased_bytes_ = 0;
+  size_t num_entries_ = 0;
 };
 
 }  // namespace sketchkv

@@ -23,6 +23,7 @@ struct Parsed {
   std::vector<float> aligned;
   uint64_t rows = 0;          // of all items together
   uint64_t output_bytes = 0;  // of an Attend answer
+  InflightBytes::Hold hold;   // of what the engine makes for it
 };
 
 absl::StatusOr<std::unique_ptr<Parsed>> Parse(const ServiceContext& service,
@@ -37,6 +38,10 @@ absl::StatusOr<std::unique_ptr<Parsed>> Parse(const ServiceContext& service,
   SKETCHKV_RETURN_IF_ERROR(ValidateAttention(request));
   request.deadline = deadline;
   request.cancelled = std::move(cancelled);
+  request.admit = [&service, hold = &parsed->hold](uint64_t bytes) -> absl::Status {
+    SKETCHKV_ASSIGN_OR_RETURN(*hold, service.inflight->Acquire(bytes));
+    return absl::OkStatus();
+  };
   for (const AttentionItem& item : request.items) {
     parsed->rows +=
         uint64_t{item.num_query_tokens} * item.head_count * request.queries_per_kv_head;
@@ -121,8 +126,14 @@ class AttendItemStream final : public ItemStream<v1::AttentionRequest, v1::Atten
     const uint64_t request_id = message.request_id();
     SKETCHKV_RETURN_IF_ERROR(BeginItem(request_id));
     const TimePoint deadline = service().Deadline(message.timeout_ms(), call());
+    absl::StatusOr<InflightBytes::Hold> hold =
+        service().inflight->Acquire(message.SpaceUsedLong());
+    if (!hold.ok()) {
+      AnswerError(request_id, hold.status());
+      return absl::OkStatus();
+    }
     auto request = std::make_shared<v1::AttentionRequest>(std::move(message));
-    Submit(request_id, deadline, [this, request_id, deadline, request] {
+    Submit(request_id, deadline, [this, request_id, deadline, request, held = *std::move(hold)] {
       std::vector<v1::AttendResponse> messages(1);
       messages[0].set_request_id(request_id);
       absl::StatusOr<std::unique_ptr<Parsed>> parsed =
@@ -130,7 +141,7 @@ class AttendItemStream final : public ItemStream<v1::AttentionRequest, v1::Atten
       absl::Status status = parsed.status();
       if (status.ok()) status = FillAttend(service(), parsed->get(), &messages[0]);
       *messages[0].mutable_status() = ToItemStatus(status);
-      Answer(request_id, std::move(messages), nullptr);
+      Answer(request_id, std::move(messages), parsed.ok() ? (*parsed)->hold : nullptr);
     });
     return absl::OkStatus();
   }
@@ -148,6 +159,7 @@ grpc::ServerWriteReactor<v1::ScoreResponse>* AttentionService::Score(
     result.status = parsed.status();
     if (result.status.ok()) {
       result.status = FillScores(*service_, **parsed, request->request_id(), &result.messages);
+      result.hold = (*parsed)->hold;
     }
     if (!result.status.ok()) result.messages.clear();
     return result;

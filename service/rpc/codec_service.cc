@@ -24,7 +24,7 @@ class TransformStream : public UploadStream<Request, Response> {
 
   bool IsFirst(const Request& message) const final { return message.has_part(); }
 
-  // Admits input and output together; `output_bytes` is computed from the resolved range.
+  // The output is admitted at once, the input as it comes.
   absl::StatusOr<std::shared_ptr<Upload>> OpenTransform(
       const Request& first, std::shared_ptr<const Model> model, bool encoded,
       uint64_t output_bytes, Transform transform) {
@@ -35,9 +35,12 @@ class TransformStream : public UploadStream<Request, Response> {
       SKETCHKV_ASSIGN_OR_RETURN(const CellRange range, ResolveRange(part.range, model->layout()));
       upload->raw.emplace(model->layout(), range, part.num_tokens, part.raw_order);
     }
-    SKETCHKV_ASSIGN_OR_RETURN(
-        upload->hold, this->service().inflight->Acquire(Upload::BytesHeld(upload->expected_bytes) +
-                                                        Upload::BytesHeld(output_bytes)));
+    const uint64_t output_held = Upload::BytesHeld(output_bytes, output_bytes);
+    SKETCHKV_RETURN_IF_ERROR(
+        this->service().inflight->CheckFits(upload->expected_bytes + output_held));
+    SKETCHKV_ASSIGN_OR_RETURN(InflightBytes::Hold hold,
+                              this->service().inflight->Acquire(output_held));
+    upload->holds.push_back(std::move(hold));
     upload->deadline = this->service().Deadline(first.timeout_ms(), this->call());
     upload->run = [this, request_id = first.request_id(), model = std::move(model), part,
                    transform = std::move(transform)](const std::shared_ptr<Upload>& complete) {
@@ -46,7 +49,7 @@ class TransformStream : public UploadStream<Request, Response> {
           *model, part, {reinterpret_cast<const std::byte*>(payload.data()), payload.size()});
       if (!result.ok()) return this->AnswerError(request_id, result.status());
       this->Answer(request_id, PartMessages<Response>(request_id, *std::move(result)),
-                   complete->hold);
+                   complete->holds.front());
     };
     return upload;
   }

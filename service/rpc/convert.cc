@@ -49,6 +49,11 @@ absl::StatusOr<AttentionItem> ItemFromProto(const v1::AttentionItem& message,
       break;
     }
     case v1::AttentionItem::kBlocks:
+      if (message.blocks().block_hashes_size() > 65536) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("blocks.block_hashes has ", message.blocks().block_hashes_size(),
+                         " entries; it needs 1 to 65536"));
+      }
       for (const std::string& bytes : message.blocks().block_hashes()) {
         SKETCHKV_ASSIGN_OR_RETURN(BlockHash hash, HashFromProto("blocks.block_hashes", bytes));
         item.blocks.push_back(hash);
@@ -225,6 +230,10 @@ absl::StatusOr<AttentionRequest> FromProto(const v1::AttentionRequest& message,
   AttentionRequest request;
   request.model = std::move(model);
   request.queries_per_kv_head = message.queries_per_kv_head();
+  if (message.items_size() > 4096) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("items has ", message.items_size(), " entries; it needs 1 to 4096"));
+  }
   for (int i = 0; i < message.items_size(); ++i) {
     absl::StatusOr<AttentionItem> item = ItemFromProto(message.items(i), request.model->layout());
     if (!item.ok()) {

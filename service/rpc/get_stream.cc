@@ -34,7 +34,7 @@ absl::Status GetStream::Begin(const v1::GetRequest& message) {
   }
   SKETCHKV_ASSIGN_OR_RETURN(const uint64_t bytes, service().engine->MaxGetBytes(request));
   SKETCHKV_ASSIGN_OR_RETURN(const InflightBytes::Hold hold,
-                            service().inflight->Acquire(Upload::BytesHeld(bytes)));
+                            service().inflight->Acquire(Upload::BytesHeld(bytes, bytes)));
   const uint64_t request_id = message.request_id();
   Submit(request_id, service().Deadline(message.timeout_ms(), call()),
          [this, request_id, hold, request = std::move(request)] {

@@ -7,6 +7,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/base/mutex.h"
+#include "kernels/base/status_macros.h"
 #include "service/rpc/status.h"
 
 namespace sketchkv {
@@ -20,12 +21,16 @@ class InflightBytes {
 
   explicit InflightBytes(uint64_t limit) : limit_(limit) {}
 
+  // Whether it would fit if nothing else were under way.
+  [[nodiscard]] absl::Status CheckFits(uint64_t bytes) const {
+    if (bytes <= limit_) return absl::OkStatus();
+    return NeverFitsError(absl::StrCat("this request holds ", bytes,
+                                       " bytes while it is under way, of at most ", limit_));
+  }
+
   // RESOURCE_EXHAUSTED naming what was asked for, what is in use and the limit.
   [[nodiscard]] absl::StatusOr<Hold> Acquire(uint64_t bytes) {
-    if (bytes > limit_) {
-      return NeverFitsError(absl::StrCat("this request holds ", bytes,
-                                         " bytes while it is under way, of at most ", limit_));
-    }
+    SKETCHKV_RETURN_IF_ERROR(CheckFits(bytes));
     MutexLock lock(&mu_);
     if (bytes > limit_ - used_) {
       return absl::ResourceExhaustedError(absl::StrCat("this request holds ", bytes,

@@ -2,6 +2,7 @@
 
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
@@ -14,7 +15,7 @@ struct PutStream::Item {
   TimePoint deadline;
   Engine::PutRequest request;
   std::string payload;
-  InflightBytes::Hold hold;
+  std::vector<InflightBytes::Hold> holds;
 };
 
 PutStream::PutStream(ServiceContext* service, grpc::CallbackServerContext* call)
@@ -52,11 +53,11 @@ absl::StatusOr<std::shared_ptr<Upload>> PutStream::Open(const v1::PutRequest& fi
     upload->raw.emplace(request.model->layout(), range, request.part.num_tokens,
                         request.part.raw_order);
   }
-  SKETCHKV_ASSIGN_OR_RETURN(
-      item->hold, service().inflight->Acquire(Upload::BytesHeld(upload->expected_bytes)));
+  SKETCHKV_RETURN_IF_ERROR(service().inflight->CheckFits(upload->expected_bytes));
   upload->deadline = item->deadline;
   upload->run = [this, item](const std::shared_ptr<Upload>& complete) {
     item->payload = complete->TakePayload();
+    item->holds = std::move(complete->holds);
     item->request.payload = {reinterpret_cast<const std::byte*>(item->payload.data()),
                              item->payload.size()};
     Run(item);

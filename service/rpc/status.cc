@@ -9,6 +9,17 @@ namespace {
 
 constexpr char kNeverFits[] = "sketchkv.never_fits";
 
+// Messages repeat what the peer sent, which may be megabytes; trailers hold 8 KiB.
+std::string ShortMessage(const absl::Status& status) {
+  constexpr size_t kMost = 1024;
+  std::string message(status.message());
+  if (message.size() <= kMost) return message;
+  size_t end = kMost;
+  while ((static_cast<unsigned char>(message[end]) & 0xC0) == 0x80) --end;  // whole UTF-8 characters
+  message.resize(end);
+  return message + "...";
+}
+
 }  // namespace
 
 absl::Status NeverFitsError(absl::string_view message) {
@@ -32,13 +43,13 @@ uint32_t RetryAfterMs(const absl::Status& status) {
 
 grpc::Status ToGrpcStatus(const absl::Status& status) {
   if (status.ok()) return grpc::Status::OK;
-  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()));
+  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), ShortMessage(status));
 }
 
 v1::ItemStatus ToItemStatus(const absl::Status& status) {
   v1::ItemStatus item;
   item.set_code(static_cast<int>(status.code()));
-  item.set_message(std::string(status.message()));
+  item.set_message(ShortMessage(status));
   item.set_retry_after_ms(RetryAfterMs(status));
   return item;
 }

@@ -17,11 +17,15 @@
 
 namespace sketchkv {
 
+// Chunks are joined up to this size as they arrive.
+inline constexpr size_t kSmallChunkBytes = size_t{64} << 10;
+
 // A part whose payload is arriving in chunks.
 struct Upload {
   uint64_t expected_bytes = 0;
   std::optional<RawPartFormat> raw;  // of raw payloads: where a chunk may end
-  InflightBytes::Hold hold;
+  // Of the chunks that are here, and of whatever else Open admitted: a header alone holds nothing.
+  std::vector<InflightBytes::Hold> holds;
   TimePoint deadline;
   // Runs on the executor when the payload is complete.
   std::function<void(std::shared_ptr<Upload>)> run;
@@ -40,9 +44,10 @@ struct Upload {
     }
     return payload;
   }
-  // What a payload in flight may take in memory: twice its size where it must be joined.
-  [[nodiscard]] static uint64_t BytesHeld(uint64_t payload_bytes) {
-    return payload_bytes > kMaxChunkBytes ? 2 * payload_bytes : payload_bytes;
+  // What `bytes` of a payload of `payload_bytes` may take in memory: twice as much where the payload
+  // is in several chunks, which must be joined.
+  [[nodiscard]] static uint64_t BytesHeld(uint64_t payload_bytes, uint64_t bytes) {
+    return bytes < payload_bytes || payload_bytes > kMaxChunkBytes ? 2 * bytes : bytes;
   }
 };
 
@@ -55,7 +60,7 @@ class UploadStream : public ItemStream<Request, Response> {
 
  protected:
   [[nodiscard]] virtual bool IsFirst(const Request& message) const = 0;
-  // Checks the header and admits the payload. An error answers the item; its bytes are skipped.
+  // Checks the header. An error answers the item; its bytes are skipped.
   [[nodiscard]] virtual absl::StatusOr<std::shared_ptr<Upload>> Open(const Request& first) = 0;
 
  private:
@@ -96,7 +101,18 @@ class UploadStream : public ItemStream<Request, Response> {
           absl::StrCat("a chunk ends at byte ", upload.received_bytes,
                        " of the payload, inside a (head, token) row")));
     }
-    if (!chunk.empty()) upload.chunks.push_back(std::move(chunk));
+    if (!chunk.empty()) {
+      absl::StatusOr<InflightBytes::Hold> hold = this->service().inflight->Acquire(
+          Upload::BytesHeld(upload.expected_bytes, chunk.size()));
+      if (!hold.ok()) return Fail(hold.status());
+      upload.holds.push_back(*std::move(hold));
+      // Many small chunks would cost more in bookkeeping than in bytes.
+      if (!upload.chunks.empty() && upload.chunks.back().size() + chunk.size() <= kSmallChunkBytes) {
+        upload.chunks.back() += chunk;
+      } else {
+        upload.chunks.push_back(std::move(chunk));
+      }
+    }
     if (upload.received_bytes < upload.expected_bytes) return;
     const uint64_t request_id = std::exchange(current_id_, 0);
     this->Submit(request_id, upload.deadline,

@@ -55,7 +55,16 @@ WatchStream::WatchStream(ServiceContext* service, const v1::WatchRequest& reques
   }
   {
     MutexLock lock(&mu_);
-    next_ = request.from_sequence() == 0 ? log.next_sequence() : request.from_sequence();
+    const uint64_t newest = log.next_sequence();
+    next_ = request.from_sequence() == 0 ? newest : request.from_sequence();
+    if (next_ > newest) {
+      // The reader knows events this log never had: it was started anew since.
+      v1::WatchResponse gap;
+      gap.set_type(v1::WatchResponse::TYPE_GAP);
+      gap.set_sequence(newest - 1);
+      queue_.push_back(std::move(gap));
+      next_ = newest;
+    }
   }
   // Headers go out at once, so that a watcher knows from when on it sees events.
   StartSendInitialMetadata();

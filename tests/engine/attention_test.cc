@@ -157,6 +157,41 @@ TEST(EngineAttentionTest, TipListAndLeaseGiveTheSameAnswer) {
   EXPECT_THAT(chain.f.engine.Attend(0, request), StatusIs(absl::StatusCode::kNotFound));
 }
 
+// Items of one call may be of different sequences, lists, leases and windows.
+TEST(EngineAttentionTest, ItemsOfSeveralSequencesDoNotMix) {
+  Chain chain("qjl", 16, 3, 16);
+  SKETCHKV_ASSERT_OK(chain.f.Put(chain.model, 21, 0, RandomPart(*chain.model, {}, 16, 21)));
+  SKETCHKV_ASSERT_OK(chain.f.Put(chain.model, 22, 21, RandomPart(*chain.model, {}, 9, 22)));
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto lookup,
+                                chain.f.engine.Lookup(0, *chain.model, std::vector{TestHash(1)},
+                                                      std::chrono::seconds(5)));
+  std::vector<AttentionItem> items(7, chain.Item(0));
+  items[1].tip = TestHash(22);
+  items[2].token_begin = 20;
+  items[3].tip.reset();
+  items[3].blocks = {TestHash(21), TestHash(3)};
+  items[4].tip.reset();
+  items[4].blocks = {TestHash(21)};
+  items[5].tip.reset();
+  items[5].lease_id = lookup.lease->id;
+  items[6].token_end = 30;
+  const size_t per_item = 2 * 3 * kDim;
+  const std::vector<float> queries = RandomFloats(items.size() * per_item, 30);
+  AttentionRequest batch{
+      .model = chain.model, .queries_per_kv_head = 1, .items = items, .queries = queries};
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto together, chain.f.engine.Attend(0, batch));
+  for (size_t i = 0; i < items.size(); ++i) {
+    AttentionRequest one{.model = chain.model,
+                         .queries_per_kv_head = 1,
+                         .items = {items[i]},
+                         .queries = std::span(queries).subspan(i * per_item, per_item)};
+    SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto alone, chain.f.engine.Attend(0, one));
+    EXPECT_EQ(together[i].out, alone[0].out) << i;
+    EXPECT_EQ(together[i].lse, alone[0].lse) << i;
+    for (size_t j = 0; j < i; ++j) EXPECT_NE(together[i].lse, together[j].lse) << i << " " << j;
+  }
+}
+
 TEST(EngineAttentionTest, ContextsLongerThanASplitMergeToTheSame) {
   Chain chain("raw", 512, 18, 100);  // 8,804 tokens: three splits
   const std::vector<float> queries = RandomFloats(2 * 3 * kDim, 7);

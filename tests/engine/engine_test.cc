@@ -221,6 +221,36 @@ TEST(EngineTest, LookupCountsTokensAndLeases) {
   EXPECT_EQ(f.engine.Delete(0, *model, chain), 0);
 }
 
+TEST(EngineTest, BeyondWhatLeasesMayPinLookupAnswersWithoutOne) {
+  EngineFixture f(size_t{1} << 20);
+  KvLayout layout = SmallLayout();
+  layout.block_tokens = 1024;
+  layout.num_kv_heads = 8;
+  const auto model = f.Register("m", layout, "qjl");
+  ASSERT_GT(model->shape.slot_bytes, (size_t{1} << 20) / 5 * 2) << "two blocks are over 80 %";
+  SKETCHKV_ASSERT_OK(f.Put(model, 1, 0, RandomPart(*model, {}, 1024, 1)));
+  SKETCHKV_ASSERT_OK(f.Put(model, 2, 1, RandomPart(*model, {}, 1024, 2)));
+  const std::vector<BlockHash> chain = {TestHash(1), TestHash(2)};
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto found,
+                                f.engine.Lookup(0, *model, chain, std::chrono::seconds(5)));
+  EXPECT_EQ(found.num_blocks, 2);
+  EXPECT_FALSE(found.lease.has_value());
+  EXPECT_EQ(f.pool.GetStats().leased_bytes, 0);
+}
+
+TEST(EngineTest, TheFirstWriterOfACellWins) {
+  EngineFixture f;
+  const auto model = f.Register("m", SmallLayout(), "raw");
+  const RawPart first = RandomPart(*model, {}, 16, 1), second = RandomPart(*model, {}, 16, 2);
+  SKETCHKV_ASSERT_OK(f.Put(model, 1, 0, first));
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto put, f.Put(model, 1, 0, second));
+  EXPECT_TRUE(put.already_present);
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(
+      const Part part,
+      f.engine.Get(0, {.model = model, .hash = TestHash(1), .dtype = DType::kFp32}));
+  EXPECT_EQ(part.payload, first.payload);
+}
+
 TEST(EngineTest, UnregisterDropsTheModelsBlocksOnly) {
   EngineFixture f;
   const auto a = f.Register("a", SmallLayout(), "qjl");

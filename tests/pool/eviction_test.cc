@@ -31,6 +31,22 @@ TEST_F(EvictionTest, TheLeastRecentlyUsedLeafGoesFirst) {
   EXPECT_EQ(pool_->GetStats().evicted_total, 2u);
 }
 
+TEST_F(EvictionTest, AboveTheWatermarkExpireEvictsTheColdestLeaves) {
+  BlockPool::Options options;
+  options.budget_bytes = kBudget;
+  options.high_watermark = 0.75;
+  BlockPool pool(options, &clock_);
+  for (uint64_t root = 0; root < 64; ++root) SKETCHKV_ASSERT_OK(Put(pool, root, std::nullopt));
+  EXPECT_EQ(pool.GetStats().used_bytes, kBudget) << "putting does not stop at the watermark";
+  pool.Expire();
+  EXPECT_EQ(pool.GetStats().used_bytes, kBudget / 4 * 3);
+  EXPECT_EQ(pool.GetStats().evicted_total, 16u);
+  EXPECT_FALSE(Found(pool, 15));
+  EXPECT_TRUE(Found(pool, 16));
+  pool.Expire();
+  EXPECT_EQ(pool.GetStats().evicted_total, 16u);
+}
+
 TEST_F(EvictionTest, AParentNeverGoesBeforeItsSealedChild) {
   PutChain(0, 64);
   const uint64_t before = pool_->events().next_sequence();

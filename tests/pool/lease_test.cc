@@ -91,6 +91,24 @@ TEST_F(LeaseTest, ALeaseOutlivesTheDeleteOfItsBlocks) {
   EXPECT_EQ(pool_->GetStats().used_bytes, 0u);
 }
 
+TEST_F(LeaseTest, ALeaseOverDeletedBlocksIsNotRenewed) {
+  PutChain(0, 3);
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto lease, pool_->AcquireLease(KeyOf(2), seconds(10)));
+  SKETCHKV_ASSERT_OK(pool_->Delete(KeyOf(1)));
+  EXPECT_THAT(pool_->RenewLease(0, lease.id, seconds(10)), StatusIs(Code::kNotFound));
+  SKETCHKV_EXPECT_OK(pool_->LeasedChain(0, lease.id));
+}
+
+TEST_F(LeaseTest, ALeaseOverADamagedBlockHasEnded) {
+  PutChain(0, 3);
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto lease, pool_->AcquireLease(KeyOf(2), seconds(10)));
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto above, pool_->AcquireLease(KeyOf(0), seconds(10)));
+  pool_->Discard(KeyOf(1));
+  EXPECT_THAT(pool_->LeasedChain(0, lease.id), StatusIs(Code::kNotFound));
+  EXPECT_THAT(pool_->RenewLease(0, lease.id, seconds(10)), StatusIs(Code::kNotFound));
+  SKETCHKV_EXPECT_OK(pool_->LeasedChain(0, above.id));
+}
+
 TEST_F(LeaseTest, TheLastUseUnderALeaseCountsWhenItEnds) {
   PutChain(0, 2);
   SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto lease, pool_->AcquireLease(KeyOf(1), seconds(10)));

@@ -105,6 +105,7 @@ class PoolTest : public ::testing::Test {
   explicit PoolTest(size_t budget = kBudget) {
     BlockPool::Options options;
     options.budget_bytes = budget;
+    options.high_watermark = 1.0;  // eviction on demand only, so that tests see who goes when
     pool_ = std::make_unique<BlockPool>(options, &clock_);
   }
   // Puts begin, begin + 1, ..., end - 1, each the child of the one before, the first of `parent`.

@@ -148,6 +148,98 @@ TEST(AttentionRpcTest, ScoresComeInChunksOfTokens) {
   EXPECT_TRUE(stream->Finish().ok());
 }
 
+// 4 heads over a context of several megabytes of logits, in two items.
+TEST(AttentionRpcTest, LongScoresComeInSeveralChunksThatJoin) {
+  RpcFixture f;
+  v1::RegisterModelRequest tall = RpcFixture::ModelRequest("tall", "qjl");
+  tall.mutable_layout()->set_block_tokens(1024);
+  v1::Model registered;
+  ASSERT_TRUE(f.Register(tall, &registered).ok());
+  const auto model = *f.registry.Get(0, "tall");
+  f.PutOk("tall", 1, 0, RandomPart(*model, {}, 1024, 1));
+  f.PutOk("tall", 2, 1, RandomPart(*model, {}, 700, 2));
+  v1::AttentionRequest request;
+  request.set_model("tall");
+  request.set_queries_per_kv_head(128);
+  std::vector<float> queries;
+  for (const uint32_t layer : {0, 1}) {
+    v1::AttentionItem* item = request.add_items();
+    item->set_tip(HashBytes(2));
+    item->set_layer(layer);
+    item->set_num_query_tokens(3);
+    for (int i = 0; i < 3 * 256 * 32; ++i) queries.push_back(0.01f * static_cast<float>(i % 97));
+  }
+  request.set_queries(queries.data(), queries.size() * sizeof(float));
+  AttentionRequest direct{.model = model, .queries_per_kv_head = 128, .queries = queries};
+  for (const uint32_t layer : {0, 1}) {
+    AttentionItem item{
+        .tip = TestHash(2), .layer = layer, .head_count = 2, .num_query_tokens = 3};
+    item.options.softmax_scale = 1 / std::sqrt(32.0f);
+    direct.items.push_back(item);
+  }
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto expected, f.engine.Score(0, direct));
+
+  grpc::ClientContext call;
+  const auto stream = f.attention->Score(&call, request);
+  size_t messages = 0;
+  uint32_t next_token[2] = {0, 0};
+  bool last = false;
+  for (v1::ScoreResponse response; stream->Read(&response); ++messages) {
+    ASSERT_FALSE(last) << "the status is on the last message only";
+    last = response.has_status();
+    ASSERT_LT(response.item(), 2);
+    ASSERT_EQ(response.token_begin(), next_token[response.item()]);
+    next_token[response.item()] += response.token_count();
+    ASSERT_LE(response.payload().size(), kMaxChunkBytes);
+    ASSERT_EQ(response.payload().size(), 768 * response.token_count() * sizeof(float));
+    for (const uint32_t row : {0u, 401u, 767u}) {
+      const float* logits = expected[response.item()].logits.data() + row * 1724 +
+                            response.token_begin();
+      ASSERT_EQ(std::memcmp(logits,
+                            response.payload().data() +
+                                size_t{row} * response.token_count() * sizeof(float),
+                            response.token_count() * sizeof(float)),
+                0);
+    }
+  }
+  EXPECT_TRUE(stream->Finish().ok());
+  EXPECT_TRUE(last);
+  EXPECT_GT(messages, 2);
+  EXPECT_EQ(next_token[0], 1724);
+  EXPECT_EQ(next_token[1], 1724);
+  f.ExpectNothingInFlight();
+}
+
+TEST(AttentionRpcTest, WhatTheEngineMakesForAnAnswerIsAdmitted) {
+  RpcFixture f({.inflight_bytes = 50000});
+  const auto model = f.Register("m", "qjl");
+  f.PutOk("m", 1, 0, RandomPart(*model, {}, 16, 1));
+  v1::AttentionRequest request;
+  request.set_request_id(1);
+  request.set_model("m");
+  request.set_queries_per_kv_head(64);
+  v1::AttentionItem* item = request.add_items();
+  item->set_tip(HashBytes(1));
+  item->set_num_query_tokens(1);
+  request.mutable_queries()->resize(128 * 32 * sizeof(float));  // 16,384 bytes
+  const std::string needed = std::to_string(2 * 2 * (3 * 64 * (16 + 2) * 4 + 256));
+  grpc::ClientContext attend_call, score_call, stream_call;
+  v1::AttendResponse response;
+  ExpectCall(f.attention->Attend(&attend_call, request, &response),
+             grpc::StatusCode::RESOURCE_EXHAUSTED, {needed, "50000"});
+  std::vector<v1::AttendResponse> responses;
+  const auto stream = f.attention->AttendStream(&stream_call);
+  ASSERT_TRUE(RpcFixture::Exchange(stream.get(), {request}, &responses).ok());
+  ASSERT_EQ(responses.size(), 1);
+  ExpectItem(responses[0].status(), grpc::StatusCode::RESOURCE_EXHAUSTED, {needed, "50000"});
+  const auto scores = f.attention->Score(&score_call, request);  // 3 * 128 * 16 * 4 bytes and a little: fits
+  v1::ScoreResponse score;
+  EXPECT_TRUE(scores->Read(&score));
+  EXPECT_FALSE(scores->Read(&score));
+  EXPECT_TRUE(scores->Finish().ok());
+  f.ExpectNothingInFlight();
+}
+
 TEST(AttentionRpcTest, AnswersLargerThanAMessageAreRefused) {
   RpcFixture f;
   v1::RegisterModelRequest narrow = RpcFixture::ModelRequest("narrow", "raw");

@@ -75,8 +75,6 @@ TEST(CacheRpcTest, LeasesHoldRenewAndRelease) {
   const v1::LookupResponse found = chain.Lookup(LookupFor("m", {1, 2, 3}, 5000));
   ASSERT_NE(found.lease_id(), 0);
   EXPECT_EQ(found.lease_ttl_ms(), 5000);
-  EXPECT_EQ(chain.Delete({1}), 3);
-  EXPECT_GT(chain.f.pool.GetStats().leased_bytes, 0);
   grpc::ClientContext renew_call, release_call, again_call, zero_call;
   v1::RenewLeaseRequest renew;
   renew.set_lease_id(found.lease_id());
@@ -87,6 +85,8 @@ TEST(CacheRpcTest, LeasesHoldRenewAndRelease) {
   renew.set_ttl_ms(0);
   ExpectCall(chain.f.cache->RenewLease(&zero_call, renew, &renewed),
              grpc::StatusCode::INVALID_ARGUMENT, {"ttl_ms is 0"});
+  EXPECT_EQ(chain.Delete({1}), 3);
+  EXPECT_GT(chain.f.pool.GetStats().leased_bytes, 0);
   v1::ReleaseLeaseRequest release;
   release.set_lease_id(found.lease_id());
   v1::ReleaseLeaseResponse released;
@@ -188,6 +188,24 @@ TEST(CacheRpcTest, WatchTellsWhatHappensInOrder) {
   EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::CANCELLED);
 }
 
+TEST(CacheRpcTest, WatchTellsOfEvictions) {
+  RpcFixture f({.budget_bytes = size_t{1} << 20});
+  const auto model = f.Register("m", "raw");
+  const RawPart part = RandomPart(*model, {}, 16, 1);
+  grpc::ClientContext call;
+  const auto stream = f.cache->Watch(&call, v1::WatchRequest());
+  stream->WaitForInitialMetadata();
+  for (uint64_t hash = 1; f.pool.GetStats().evicted_total == 0; ++hash) f.PutOk("m", hash, 0, part);
+  v1::WatchResponse response;
+  do {
+    ASSERT_TRUE(stream->Read(&response));
+  } while (response.type() == v1::WatchResponse::TYPE_STORED ||
+           response.type() == v1::WatchResponse::TYPE_SEALED ||
+           response.type() == v1::WatchResponse::TYPE_GAP);
+  EXPECT_EQ(response.type(), v1::WatchResponse::TYPE_EVICTED);
+  call.TryCancel();
+}
+
 TEST(CacheRpcTest, AWatcherThatFellBehindIsToldOfTheGap) {
   RpcFixture f;  // the log keeps 64 events
   const auto model = f.Register("m", "qjl");
@@ -205,6 +223,14 @@ TEST(CacheRpcTest, AWatcherThatFellBehindIsToldOfTheGap) {
   EXPECT_EQ(next.sequence(), 37);
   EXPECT_EQ(next.model(), "m");
   call.TryCancel();
+  // A reader that knows more than this log ever had: the server was started anew.
+  grpc::ClientContext ahead_call;
+  request.set_from_sequence(5000);
+  const auto ahead = f.cache->Watch(&ahead_call, request);
+  ASSERT_TRUE(ahead->Read(&gap));
+  EXPECT_EQ(gap.type(), v1::WatchResponse::TYPE_GAP);
+  EXPECT_EQ(gap.sequence(), 100);
+  ahead_call.TryCancel();
   grpc::ClientContext unknown_call;
   request.set_model("nobody");
   const auto refused = f.cache->Watch(&unknown_call, request);

@@ -38,6 +38,7 @@ TEST(ConfigTest, EachBadValueNamesItsFlag) {
   expect("--host-bytes is 5", [](Config* c) { c->host_bytes = 5; });
   expect("--inflight-bytes is 5", [](Config* c) { c->inflight_bytes = 5; });
   expect("--threads is 5000", [](Config* c) { c->threads = 5000; });
+  expect("--log-level is loud", [](Config* c) { c->log_level = "loud"; });
   expect("--max-queued is 0", [](Config* c) { c->max_queued = 0; });
   expect("--max-timeout-ms is 0", [](Config* c) { c->max_timeout_ms = 0; });
 }

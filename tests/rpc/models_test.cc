@@ -93,7 +93,7 @@ TEST(ModelsRpcTest, EachFieldOutOfBoundsIsNamedAndNothingIsRegistered) {
   expect("sign_bits", "8", [](auto* r) { r->mutable_profiles(0)->set_sign_bits(8); });
   expect("num_outliers", "17", [](auto* r) { r->mutable_profiles(0)->set_num_outliers(17); });
   expect("value_bits", "3", [](auto* r) { r->mutable_profiles(0)->set_value_bits(3); });
-  expect("value_group_size", "7", [](auto* r) { r->mutable_profiles(0)->set_value_group_size(7); });
+  expect("value_group_size", "24", [](auto* r) { r->mutable_profiles(0)->set_value_group_size(24); });
   // Values inside the keys: no sketch yet.
   expect("key_prefix", "qjl", [](auto* r) {
     r->mutable_layout()->set_value_source(v1::VALUE_SOURCE_KEY_PREFIX);

@@ -5,6 +5,7 @@ import argparse
 import ctypes
 import os
 import pathlib
+import re
 import signal
 import struct
 import subprocess
@@ -125,12 +126,22 @@ def expect_refused(binary, *flags):
     return ended.stderr
 
 
+def check_flags_are_documented(binary, readme):
+    """The table of flags in the README and the flags the server knows are the same."""
+    text = subprocess.run([binary, "--help"], capture_output=True, text=True, check=True).stdout
+    known = set(re.findall(r"(--[a-z][a-z-]*)", text)) - {"--help", "--version"}
+    documented = set(re.findall(r"^\| `(--[a-z-]+)` \|", readme.read_text(), re.MULTILINE))
+    assert known == documented, known ^ documented
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--server", required=True)
     parser.add_argument("--proto", required=True, type=pathlib.Path)
     parser.add_argument("--plugin", required=True)
+    parser.add_argument("--readme", required=True, type=pathlib.Path)
     options = parser.parse_args()
+    check_flags_are_documented(options.server, options.readme)
     os.environ.pop("http_proxy", None)
     with tempfile.TemporaryDirectory() as directory:
         generate(options.proto, options.plugin, pathlib.Path(directory))

@@ -135,8 +135,8 @@ TEST(PutRpcTest, MessagesThatBelongToNoItemEndTheStream) {
   ExpectCall(status, grpc::StatusCode::INVALID_ARGUMENT, {"request_id is 0"});
 }
 
-TEST(PutRpcTest, BlocksLargerThanThePoolOrTheAdmissionAreResourceExhausted) {
-  RpcFixture f({.budget_bytes = 4096, .inflight_bytes = 30000});
+TEST(PutRpcTest, BlocksLargerThanThePoolAreResourceExhaustedWithBothNumbers) {
+  RpcFixture f({.budget_bytes = 4096});
   const auto model = f.Register("m", "raw");
   const RawPart part = RandomPart(*model, {}, 16, 1);  // 12,288 bytes raw
   ASSERT_GT(model->shape.slot_bytes, 4096);
@@ -144,6 +144,33 @@ TEST(PutRpcTest, BlocksLargerThanThePoolOrTheAdmissionAreResourceExhausted) {
   ExpectItem(by_id[1].status(), grpc::StatusCode::RESOURCE_EXHAUSTED,
              {std::to_string(model->shape.slot_bytes), "4096"});
   EXPECT_EQ(by_id[1].status().retry_after_ms(), 0) << "trying again is in vain";
+}
+
+TEST(PutRpcTest, PayloadsAreAdmittedAndRefusedWithAHintWhenTheyDoNotFitNow) {
+  RpcFixture f({.inflight_bytes = 30000});
+  const auto model = f.Register("m", "raw");
+  const RawPart part = RandomPart(*model, {}, 16, 1);  // 12,288 bytes
+  // 1 sends its header and a third of its payload in pieces, each held twice; then 2 and 3 arrive.
+  auto slow = RpcFixture::PutMessages(1, "m", 1, 0, part, 4096);
+  grpc::ClientContext slow_call;
+  RpcFixture::SetDeadline(&slow_call);
+  const auto slow_stream = f.cache->Put(&slow_call);
+  ASSERT_TRUE(slow_stream->Write(slow[0]));
+  ASSERT_TRUE(slow_stream->Write(slow[1]));
+  for (int i = 0; i < 2000 && f.inflight.used() < 16384; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  ASSERT_EQ(f.inflight.used(), 16384);
+  auto by_id = ById(f.Put(RpcFixture::PutMessages(2, "m", 2, 0, part, 8192)));
+  ExpectItem(by_id[2].status(), grpc::StatusCode::RESOURCE_EXHAUSTED, {"16384", "30000"});
+  EXPECT_GT(by_id[2].status().retry_after_ms(), 0);
+  f.PutOk("m", 3, 0, part);  // in one piece it fits
+  ASSERT_TRUE(slow_stream->Write(slow[2]));
+  slow_stream->WritesDone();
+  v1::PutResponse response;
+  ASSERT_TRUE(slow_stream->Read(&response));
+  EXPECT_EQ(response.status().code(), 0) << response.status().message();
+  f.ExpectNothingInFlight();
 
   v1::RegisterModelRequest wide = RpcFixture::ModelRequest("wide", "raw");
   wide.mutable_layout()->set_block_tokens(64);
@@ -153,6 +180,38 @@ TEST(PutRpcTest, BlocksLargerThanThePoolOrTheAdmissionAreResourceExhausted) {
   by_id = ById(f.Put(RpcFixture::PutMessages(2, "wide", 1, 0, large)));
   ExpectItem(by_id[2].status(), grpc::StatusCode::RESOURCE_EXHAUSTED,
              {std::to_string(large.payload.size()), "30000"});
+  EXPECT_EQ(by_id[2].status().retry_after_ms(), 0);
+}
+
+TEST(PutRpcTest, AFullQueueIsRefusedWithAHint) {
+  RpcFixture f({.max_queued = 1});
+  const auto model = f.Register("m", "raw");
+  // Both threads wait, and one task stands in the queue.
+  Mutex mu;
+  CondVar opened;
+  bool open = false;
+  std::atomic<int> waiting{0};
+  const auto wait = [&] {
+    ++waiting;
+    MutexLock lock(&mu);
+    while (!open) opened.Wait(&mu);
+  };
+  for (int i = 0; i < 2; ++i) {
+    while (!f.executor.Submit({.run = wait, .drop = [](absl::Status) {}}).ok()) {
+      std::this_thread::yield();
+    }
+  }
+  while (waiting < 2) std::this_thread::yield();
+  SKETCHKV_ASSERT_OK(f.executor.Submit({.run = [] {}, .drop = [](absl::Status) {}}));
+  auto by_id = ById(f.Put(RpcFixture::PutMessages(1, "m", 1, 0, RandomPart(*model, {}, 16, 1))));
+  ExpectItem(by_id[1].status(), grpc::StatusCode::RESOURCE_EXHAUSTED, {"queue", "1 of 1"});
+  EXPECT_GT(by_id[1].status().retry_after_ms(), 0);
+  grpc::ClientContext call;
+  v1::ListModelsResponse list;
+  ExpectCall(f.models->ListModels(&call, {}, &list), grpc::StatusCode::RESOURCE_EXHAUSTED, {"1 of 1"});
+  MutexLock lock(&mu);
+  open = true;
+  opened.NotifyAll();
 }
 
 TEST(PutRpcTest, NanIsRefusedNamingLayerHeadAndToken) {

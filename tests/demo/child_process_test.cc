@@ -66,6 +66,17 @@ TEST(ChildProcessTest, IsKilledWhenItWillNotStop) {
   EXPECT_EQ(process->HowEnded(), "signal 9");
 }
 
+TEST(ChildProcessTest, IgnoredSigchldLosesNoExitCode) {
+  signal(SIGCHLD, SIG_IGN);
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto process, ChildProcess::Start(Shell("exit 3")));
+  EXPECT_THAT(process->Finish(Never), StatusIs(absl::StatusCode::kInternal, {"exit code 3"}));
+  // Ignored while it runs: the exit code is lost, its end is not.
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto other, ChildProcess::Start(Shell("sleep 0.2")));
+  signal(SIGCHLD, SIG_IGN);
+  EXPECT_THAT(other->Finish(Never), StatusIs(absl::StatusCode::kInternal, {"lost"}));
+  signal(SIGCHLD, SIG_DFL);
+}
+
 TEST(ChildProcessTest, EndsWithItsObject) {
   pid_t pid = 0;
   {

@@ -120,6 +120,12 @@ TEST(ReportTest, TextShowsRatioAndBothTexts) {
   EXPECT_THAT(ReportText(report), HasSubstr("    | a\n    | c?\n"));
 }
 
+TEST(ReportTest, MedianOfAnEvenCountLiesBetweenTheMiddles) {
+  EXPECT_EQ(Median({}), 0.0);
+  EXPECT_EQ(Median({9, 1, 4}), 4.0);
+  EXPECT_EQ(Median({9, 1, 4, 6}), 5.0);
+}
+
 TEST(WorkerResultsTest, ComeBackAsTheyWere) {
   SKETCHKV_ASSERT_OK_AND_ASSIGN(const PrefillResult prefill,
                                 ParsePrefillResult(ToJson(PrefillResult{{1.5, 2.25}}), 2));

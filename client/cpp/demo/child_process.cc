@@ -36,7 +36,11 @@ absl::Status ErrnoError(absl::string_view what) {
   _exit(kExecFailed);
 }
 
+// In place of a wait status: the process has ended, but somebody else took its status.
+constexpr int kStatusLost = -1;
+
 std::string Describe(int wait_status) {
+  if (wait_status == kStatusLost) return "an exit code that was lost";
   if (WIFSIGNALED(wait_status)) return absl::StrCat("signal ", WTERMSIG(wait_status));
   return absl::StrCat("exit code ", WEXITSTATUS(wait_status));
 }
@@ -54,6 +58,8 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Start(const Options&
   std::vector<char*> argv;
   for (const std::string& arg : options.argv) argv.push_back(const_cast<char*>(arg.c_str()));
   argv.push_back(nullptr);
+  // Where it is ignored, as a caller may leave it behind, no child has an exit code to wait for.
+  signal(SIGCHLD, SIG_DFL);
   const pid_t parent = getpid();
   const pid_t pid = fork();
   if (pid == 0) BecomeProgram(argv.data(), pipe_fds[1], log_fd, parent);
@@ -76,8 +82,14 @@ ChildProcess::~ChildProcess() {
 std::optional<std::string> ChildProcess::HowEnded() {
   if (!wait_status_) {
     int status = 0;
-    if (waitpid(pid_, &status, WNOHANG) != pid_) return std::nullopt;
-    wait_status_ = status;
+    const pid_t ended = waitpid(pid_, &status, WNOHANG);
+    if (ended == pid_) {
+      wait_status_ = status;
+    } else if (ended < 0 && errno == ECHILD) {
+      wait_status_ = kStatusLost;
+    } else {
+      return std::nullopt;
+    }
   }
   return Describe(*wait_status_);
 }

@@ -66,10 +66,9 @@ absl::StatusOr<DecodeResult::Profile> DecodeProfile(const example::TinyLm& model
   const example::KvShape shape = model.config().kv_shape();
   SKETCHKV_ASSIGN_OR_RETURN(const ModelInfo info,
                             client->GetModel(ModelName(options.model_dir, profile)));
+  const std::vector<BlockId> chain = example::HashChain(prompt, kBlockTokens, options.salt);
   const Stopwatch lookup_watch;
-  SKETCHKV_ASSIGN_OR_RETURN(
-      const auto prefix, example::StoredPrefix::Find(
-                             client, info, example::HashChain(prompt, kBlockTokens, options.salt)));
+  SKETCHKV_ASSIGN_OR_RETURN(const auto prefix, example::StoredPrefix::Find(client, info, chain));
   result.lookup_ms = lookup_watch.Milliseconds();
   if (prefix->num_tokens() != kStoredTokens) {
     return absl::FailedPreconditionError(absl::StrCat(

@@ -17,7 +17,7 @@ namespace sketchkv::demo {
 namespace {
 
 // 1 and 4 as the other commands have them.
-constexpr int kFailed = 1, kUnreachable = 4, kBarBroken = 5, kInterrupted = 130;
+constexpr int kFailed = 1, kUnreachable = kUnreachableExitCode, kBarBroken = 5, kInterrupted = 130;
 constexpr char kFooter[] =
     "Exit codes: 0 done, and all bars hold; 1 an error; 4 the server cannot be reached; 5 "
     "measured, "

@@ -127,7 +127,8 @@ absl::StatusOr<std::string> Measurement::RunWorker(const std::string& command) c
   SKETCHKV_ASSIGN_OR_RETURN(const auto process, ChildProcess::Start(options));
   absl::StatusOr<std::string> result = process->Finish(Interrupted);
   if (result.ok() || absl::IsCancelled(result.status())) return result;
-  return absl::Status(result.status().code(),
+  const bool unreachable = process->HowEnded() == absl::StrCat("exit code ", kUnreachableExitCode);
+  return absl::Status(unreachable ? absl::StatusCode::kUnavailable : result.status().code(),
                       absl::StrCat("the worker `", command, "` ", result.status().message()));
 }
 

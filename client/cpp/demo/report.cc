@@ -69,8 +69,8 @@ std::string ProfileTable(const ProfileReport& profile, double exact_bits_per_byt
   text += ReadingRow("attended", profile.attended);
   absl::StrAppendFormat(
       &text,
-      "  ms, median of %u prefixes: put %.1f, lookup %.2f, get %.1f; attend per generated token "
-      "%.2f\n",
+      "  ms, median of %u prefixes: put with packing %.1f, lookup %.2f, get with unpacking %.1f; "
+      "attend per\n  generated token %.2f\n",
       profile.num_prefixes, profile.put_ms, profile.lookup_ms, profile.get_ms,
       profile.attend_ms_per_token);
   return text + GeneratedText(profile);
@@ -131,7 +131,8 @@ double Median(std::vector<double> numbers) {
   if (numbers.empty()) return 0.0;
   const auto middle = numbers.begin() + static_cast<ptrdiff_t>(numbers.size() / 2);
   std::nth_element(numbers.begin(), middle, numbers.end());
-  return *middle;
+  if (numbers.size() % 2 == 1) return *middle;
+  return (*std::max_element(numbers.begin(), middle) + *middle) / 2;
 }
 
 }  // namespace sketchkv::demo

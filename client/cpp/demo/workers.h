@@ -10,6 +10,9 @@
 // sketchkv; its result crosses to the demo as JSON on its stdout.
 namespace sketchkv::demo {
 
+// What a worker exits with when the server cannot be reached, as every command does.
+inline constexpr int kUnreachableExitCode = 4;
+
 struct PrefillResult {
   std::vector<double> put_ms;  // one a profile: all blocks of the prompt
 };

@@ -102,6 +102,12 @@ TEST_F(AttendTest, ChecksTheCall) {
   const std::vector<float> many(4'200'448);
   call_.queries = many;
   expect({"17851904 bytes", "4128768", "split"});  // lse included: 17 numbers a row
+  AttentionItem chain = call_.items[1];
+  chain.blocks.assign(65'536, BlockId(32, 'b'));
+  chain.num_query_tokens = 1;
+  call_.items.assign(2, chain);
+  call_.queries = std::span(many).first(2 * 128 * 16);
+  expect({"blocks take 44", "4161536", "split"});
   call_.items.clear();
   expect({"items is 0", "4096"});
 }
@@ -125,8 +131,11 @@ TEST_F(AttendTest, AnswerOfTheWrongSizeIsRefused) {
     response->mutable_payload()->pop_back();
     return grpc::Status::OK;
   };
-  EXPECT_THAT(server_.NewClient()->Attend(call_),
-              StatusIs(absl::StatusCode::kInternal, {"679", "680"}));
+  const auto client = server_.NewClient();
+  EXPECT_THAT(client->Attend(call_), StatusIs(absl::StatusCode::kInternal, {"679", "680"}));
+  EXPECT_EQ(server_.models.num_gets, 1);
+  EXPECT_THAT(client->Attend(call_), StatusIs(absl::StatusCode::kInternal, {"679", "680"}));
+  EXPECT_EQ(server_.models.num_gets, 2) << "the model may be another by now";
 }
 
 TEST_F(AttendTest, ScoreJoinsChunks) {

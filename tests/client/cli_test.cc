@@ -127,7 +127,7 @@ TEST_F(CliTest, PutLookupGetAttendScore) {
 
   const json found = RunJson("lookup --lease 5" + tokens);
   EXPECT_EQ(found["num_tokens"], 40);
-  EXPECT_GT(found["lease_id"], 0);
+  EXPECT_GT(found["lease_id"].get<uint64_t>(), 0u);
 
   RunJson(absl::StrCat("get --model raw-model --chain ", File("chain"), " --keys-out ",
                        File("k2.npy"), " --values-out ", File("v2.npy")));

@@ -100,8 +100,20 @@ class FakeModels final : public v1::Models::Service {
     return grpc::Status::OK;
   }
 
+  grpc::Status RegisterModel(grpc::ServerContext*, const v1::RegisterModelRequest* request,
+                             v1::Model* response) override {
+    *response = SmallModel(request->name());  // whatever was asked for
+    return grpc::Status::OK;
+  }
+  grpc::Status UnregisterModel(grpc::ServerContext*, const v1::UnregisterModelRequest*,
+                               v1::UnregisterModelResponse*) override {
+    ++num_unregisters;
+    return {grpc::StatusCode::UNAVAILABLE, "dying"};
+  }
+
   std::map<std::string, v1::Model> models = {{"small", SmallModel("small")}};
   std::atomic<int> num_gets = 0;
+  std::atomic<int> num_unregisters = 0;
 };
 
 // Each method does what the test says; without a word from it, UNIMPLEMENTED.
@@ -121,6 +133,17 @@ class FakeCache final : public v1::Cache::Service {
                      : grpc::Status(grpc::StatusCode::UNIMPLEMENTED, "");
   }
 
+  grpc::Status ReleaseLease(grpc::ServerContext*, const v1::ReleaseLeaseRequest*,
+                            v1::ReleaseLeaseResponse*) override {
+    return on_release ? on_release() : grpc::Status(grpc::StatusCode::UNIMPLEMENTED, "");
+  }
+  grpc::Status Watch(grpc::ServerContext* context, const v1::WatchRequest*,
+                     grpc::ServerWriter<v1::WatchResponse>*) override {
+    return on_watch ? on_watch(context) : grpc::Status(grpc::StatusCode::UNIMPLEMENTED, "");
+  }
+
+  std::function<grpc::Status()> on_release;
+  std::function<grpc::Status(grpc::ServerContext*)> on_watch;
   std::function<grpc::Status(grpc::ServerContext*, PutStream*)> on_put;
   std::function<grpc::Status(grpc::ServerContext*, GetStream*)> on_get;
   std::function<grpc::Status(grpc::ServerContext*, const v1::LookupRequest*, v1::LookupResponse*)>

@@ -47,6 +47,17 @@ TEST(MergeAttention, SideWithoutTokensCountsForNothing) {
   EXPECT_EQ(lse_a, (std::vector<float>{0.5f, -2.5f, kNone}));
 }
 
+TEST(MergeAttention, NanIsNotSwallowed) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  // The log-sum-exp of either side, beside one without tokens; an output that hardly counts.
+  std::vector<float> out_a = {1, 2, 3, 4}, lse_a = {kNone, nan, kNone, 500};
+  const std::vector<float> out_b = {1, 2, 3, nan}, lse_b = {nan, kNone, 1, -500};
+  ASSERT_TRUE(MergeAttention(out_a, lse_a, out_b, lse_b, 1));
+  for (const size_t row : {0, 1, 3}) EXPECT_TRUE(std::isnan(out_a[row])) << row;
+  EXPECT_TRUE(std::isnan(lse_a[0]) && std::isnan(lse_a[1]));
+  EXPECT_EQ(out_a[2], 3);
+}
+
 TEST(MergeAttention, RefusesSizesThatDisagreeAndChangesNothing) {
   std::vector<float> out = {1, 2, 3, 4}, lse = {1, 2};
   const std::vector<float> other_out = {5, 6, 7, 8}, other_lse = {1, 2}, short_lse = {1};

@@ -1,4 +1,4 @@
-// Put, Get and Lookup against a server that misbehaves as told.
+// Put and Get against a server that misbehaves as told.
 #include <condition_variable>
 #include <mutex>
 #include <random>
@@ -40,7 +40,10 @@ v1::GetResponse GetAnswer(uint64_t id, const std::vector<std::byte>& payload) {
   v1::GetResponse response;
   response.set_request_id(id);
   response.mutable_status()->set_code(0);
+  response.mutable_part()->mutable_range()->set_layer_count(2);
+  response.mutable_part()->mutable_range()->set_head_count(2);
   response.mutable_part()->set_num_tokens(8);
+  response.mutable_part()->set_raw_order(v1::RAW_ORDER_NHD);
   response.mutable_part()->set_checksum(client::Checksum(payload));
   response.set_payload(payload.data(), payload.size());
   return response;
@@ -104,6 +107,7 @@ TEST_F(StoreTest, PutAllPipelinesLargePartsInChunks) {
   model.mutable_layout()->set_value_dim(128);
   model.mutable_layout()->set_block_tokens(256);
   model.mutable_profiles(0)->set_layer_count(4);
+  model.set_slot_bytes(4 * 8 * 64);
   server_.models.models["large"] = model;
   const std::vector<std::byte> payload = Bytes(4 * 8 * 256 * 256 * 4);
   ASSERT_GT(payload.size(), 2 * client::kMaxChunkBytes);
@@ -247,6 +251,39 @@ TEST_F(StoreTest, GivesUpAfterMaxRetries) {
   EXPECT_EQ(tries, 3);
 }
 
+// A server that admits one part at a time.
+TEST_F(StoreTest, TryThatGetsAPartThroughCostsNoRetry) {
+  server_.cache.on_put = [](grpc::ServerContext*, PutStream* stream) {
+    ArrivedPut put;
+    for (int i = 0; ReadPut(stream, kSmallBlockBytes, &put); ++i) {
+      stream->Write(PutAnswer(put.first.request_id(), i == 0 ? 0 : 8, "in flight", i == 0 ? 0 : 1));
+    }
+    return grpc::Status::OK;
+  };
+  options_.max_retries = 1;
+  const std::vector<PutPart> parts(8, SmallPart(payload_));
+  for (const auto& result : server_.NewClient(options_)->PutAll(parts)) SKETCHKV_EXPECT_OK(result);
+  EXPECT_EQ(server_.cache.num_puts, 8);
+}
+
+TEST_F(StoreTest, PartToldToWaitPastTheDeadlineLeavesTheOthersTheirRetry) {
+  std::atomic<int> streams = 0;
+  server_.cache.on_put = [&](grpc::ServerContext*, PutStream* stream) {
+    const bool first = ++streams == 1;
+    ArrivedPut put;
+    while (ReadPut(stream, kSmallBlockBytes, &put)) {
+      const bool late = put.first.header().block_hash()[0] == 'a';
+      const int code = late || first ? 8 : 0;
+      stream->Write(PutAnswer(put.first.request_id(), code, "full", late ? 3'600'000 : 1));
+    }
+    return grpc::Status::OK;
+  };
+  const std::vector<PutPart> parts = {SmallPart(payload_, 'a'), SmallPart(payload_, 'b')};
+  const auto results = server_.NewClient(options_)->PutAll(parts);
+  EXPECT_THAT(results[0], StatusIs(absl::StatusCode::kResourceExhausted, {"full"}));
+  SKETCHKV_EXPECT_OK(results[1]);
+}
+
 TEST_F(StoreTest, StreamThatBreaksIsOpenedAgain) {
   std::atomic<int> streams = 0;
   server_.cache.on_put = [&](grpc::ServerContext*, PutStream* stream) {
@@ -300,26 +337,6 @@ TEST_F(StoreTest, DeadlineHoldsAgainstAServerThatNeverAnswers) {
   EXPECT_LT(steady_clock::now() - begin, milliseconds(3000));
 }
 
-TEST_F(StoreTest, UnaryCallsFollowGrpcsRetryHint) {
-  server_.cache.on_lookup = [this](grpc::ServerContext* context, auto,
-                                   v1::LookupResponse* response) {
-    if (server_.cache.num_lookups == 1) {
-      context->AddTrailingMetadata("grpc-retry-pushback-ms", "30");
-      return grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED, "queue full");
-    }
-    response->set_num_blocks(1);
-    response->set_num_tokens(8);
-    return grpc::Status::OK;
-  };
-  const BlockId hash(32, 'a');
-  const auto begin = steady_clock::now();
-  SKETCHKV_ASSERT_OK_AND_ASSIGN(const LookupResult found,
-                                server_.NewClient(options_)->Lookup("small", std::span(&hash, 1)));
-  EXPECT_EQ(found.num_tokens, 8u);
-  EXPECT_EQ(server_.cache.num_lookups, 2);
-  EXPECT_GE(steady_clock::now() - begin, milliseconds(30));
-}
-
 TEST_F(StoreTest, GetJoinsChunksThatInterleave) {
   const std::vector<std::byte> a = Bytes(kSmallBlockBytes, 1), b = Bytes(kSmallBlockBytes, 2);
   server_.cache.on_get = [&](grpc::ServerContext*, GetStream* stream) {
@@ -370,8 +387,38 @@ TEST_F(StoreTest, GetRefusesDamagedSurplusAndMissingBytes) {
   EXPECT_THAT(client->Get(SmallGet()), StatusIs(absl::StatusCode::kInternal, {"4095", "4096"}));
   spoil = [](v1::GetResponse* response) { response->mutable_part()->set_num_tokens(1u << 31); };
   EXPECT_THAT(client->Get(SmallGet()), StatusIs(absl::StatusCode::kInternal, {"2147483648", "8"}));
+  spoil = [](v1::GetResponse* response) {
+    response->mutable_part()->mutable_range()->set_head_begin(1);
+  };
+  EXPECT_THAT(client->Get(SmallGet()), StatusIs(absl::StatusCode::kInternal, {"head_begin 1"}));
+  spoil = [](v1::GetResponse* response) {
+    response->mutable_part()->set_raw_order(v1::RAW_ORDER_HND);
+  };
+  EXPECT_THAT(client->Get(SmallGet()), StatusIs(absl::StatusCode::kInternal, {"raw_order 2", "1"}));
   spoil = [](v1::GetResponse*) {};
   SKETCHKV_EXPECT_OK(client->Get(SmallGet()));
+}
+
+// The server's model was replaced by one whose cells are as large: the fingerprint alone tells.
+TEST_F(StoreTest, CellsOfAnotherModelAreRefusedAndTheModelAskedForAnew) {
+  const std::vector<std::byte> cells = Bytes(256);
+  server_.cache.on_get = [&](grpc::ServerContext*, GetStream* stream) {
+    v1::GetRequest request;
+    while (stream->Read(&request)) {
+      v1::GetResponse response = GetAnswer(request.request_id(), cells);
+      response.mutable_part()->set_fingerprint(server_.models.models["small"].fingerprint());
+      stream->Write(response);
+    }
+    return grpc::Status::OK;
+  };
+  GetPart part = SmallGet();
+  part.type.reset();
+  const auto client = server_.NewClient(options_);
+  SKETCHKV_EXPECT_OK(client->Get(part));
+  server_.models.models["small"].set_fingerprint(std::string(16, 'g'));
+  EXPECT_THAT(client->Get(part),
+              StatusIs(absl::StatusCode::kInternal, {"fingerprint", "6767", "6666"}));
+  SKETCHKV_EXPECT_OK(client->Get(part));
 }
 
 TEST_F(StoreTest, ModelIsAskedForOnceAndAgainWhenItChanged) {
@@ -441,19 +488,6 @@ TEST_F(StoreTest, DestroyingTheClientCancelsAsynchronousCalls) {
   while (waiting == 0) std::this_thread::sleep_for(milliseconds(1));
   client.reset();
   EXPECT_EQ(cancelled, 40);
-}
-
-TEST_F(StoreTest, WaitUntilServingFollowsHealth) {
-  server_.grpc_server().GetHealthCheckService()->SetServingStatus("", false);
-  const auto client = server_.NewClient();
-  EXPECT_THAT(client->WaitUntilServing(milliseconds(60)),
-              StatusIs(absl::StatusCode::kDeadlineExceeded, {"NOT_SERVING"}));
-  std::thread changer([this] {
-    std::this_thread::sleep_for(milliseconds(30));
-    server_.grpc_server().GetHealthCheckService()->SetServingStatus("", true);
-  });
-  SKETCHKV_EXPECT_OK(client->WaitUntilServing(milliseconds(5000)));
-  changer.join();
 }
 
 }  // namespace

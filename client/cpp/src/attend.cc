@@ -15,6 +15,9 @@ namespace {
 constexpr uint32_t kMaxQueriesPerHead = 128;
 constexpr size_t kMaxItems = 4'096;
 constexpr uint32_t kMaxQueryTokens = 1'024;
+// Of a whole request: 4 MiB less 32 KiB. One over the server's limit of 4 MiB would end an
+// AttendSession's stream for every call on it.
+constexpr uint64_t kMaxRequestBytes = kMaxChunkBytes + 32'768;
 
 absl::Status CheckBound(absl::string_view field, uint64_t value, uint64_t low, uint64_t high) {
   if (value >= low && value <= high) return absl::OkStatus();
@@ -102,6 +105,12 @@ absl::StatusOr<PreparedAttention> Prepare(const AttentionCall& call, const Cache
                                                    ": split it"));
   }
   prepared.request.set_queries(call.queries.data(), call.queries.size_bytes());
+  const uint64_t message_bytes = prepared.request.ByteSizeLong();
+  if (message_bytes > kMaxRequestBytes) {
+    return absl::InvalidArgumentError(absl::StrCat("queries, items and their blocks take ",
+                                                   message_bytes, " bytes, one call carries ",
+                                                   kMaxRequestBytes, ": split it"));
+  }
   return prepared;
 }
 
@@ -208,7 +217,10 @@ absl::StatusOr<std::vector<AttentionOutput>> AttendOnce(ClientCore* core, ModelC
   });
   models->DropAfter(status, call.model);
   SKETCHKV_RETURN_IF_ERROR(status);
-  return ParseAttention(prepared, response.payload());
+  absl::StatusOr<std::vector<AttentionOutput>> outputs =
+      ParseAttention(prepared, response.payload());
+  models->DropAfter(outputs.status(), call.model);
+  return outputs;
 }
 
 absl::StatusOr<std::vector<ScoreOutput>> ScoreOnce(ClientCore* core, ModelCache* models,
@@ -224,9 +236,11 @@ absl::StatusOr<std::vector<ScoreOutput>> ScoreOnce(ClientCore* core, ModelCache*
   SKETCHKV_RETURN_IF_ERROR(status);
   std::vector<ScoreOutput> outputs;
   for (size_t i = 0; i < chunks.size(); ++i) {
-    SKETCHKV_ASSIGN_OR_RETURN(ScoreOutput output, JoinChunks(std::move(chunks[i]), prepared.rows[i],
-                                                             call.items[i].token_begin));
-    outputs.push_back(std::move(output));
+    absl::StatusOr<ScoreOutput> output =
+        JoinChunks(std::move(chunks[i]), prepared.rows[i], call.items[i].token_begin);
+    models->DropAfter(output.status(), call.model);
+    SKETCHKV_RETURN_IF_ERROR(output.status());
+    outputs.push_back(*std::move(output));
   }
   return outputs;
 }

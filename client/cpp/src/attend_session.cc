@@ -35,7 +35,11 @@ class Session final : public Client::AttendSession {
     for (uint32_t tries = 0;; ++tries) {
       std::string payload;
       const Outcome outcome = Stream()->Ask(prepared.request, deadline, &payload);
-      if (outcome.status.ok()) return ParseAttention(prepared, payload);
+      if (outcome.status.ok()) {
+        absl::StatusOr<std::vector<AttentionOutput>> outputs = ParseAttention(prepared, payload);
+        models_->DropAfter(outputs.status(), call.model);
+        return outputs;
+      }
       models_->DropAfter(outcome.status, call.model);
       if (!IsRetryable(outcome) || tries >= core_->options().max_retries) return outcome.status;
       const absl::Status paused = core_->Pause(tries, outcome.retry_after_ms, deadline);

@@ -65,6 +65,16 @@ class Client::Impl {
     return response;
   }
 
+  // One unary call, tried once: for what must not be done twice.
+  template <typename Response, typename Request, typename Issue>
+  absl::StatusOr<Response> UnaryOnce(const Request& request, const Issue& issue) {
+    Response response;
+    client::Call call(core.get(), core->DeadlineFromNow());
+    SKETCHKV_RETURN_IF_ERROR(
+        client::FromCall(issue(call.context(), request, &response), *call.context()).status);
+    return response;
+  }
+
   const std::shared_ptr<client::ClientCore> core;
   const std::shared_ptr<client::ModelCache> models;
   client::AsyncPool pool;
@@ -95,6 +105,8 @@ absl::StatusOr<ModelInfo> Client::RegisterModel(const std::string& name, const C
       impl_->Unary<v1::Model>(request, [this](auto* context, const auto& sent, auto* response) {
         return impl_->core->models().RegisterModel(context, sent, response);
       }));
+  SKETCHKV_ASSIGN_OR_RETURN(const ModelInfo answered, client::FromProto(message));
+  SKETCHKV_RETURN_IF_ERROR(client::CheckLayoutAnswered(answered.layout, layout));
   SKETCHKV_ASSIGN_OR_RETURN(const auto model, impl_->models->Insert(std::move(message)));
   return model->info();
 }
@@ -124,8 +136,9 @@ absl::StatusOr<uint64_t> Client::UnregisterModel(const std::string& name) {
   v1::UnregisterModelRequest request;
   request.set_name(name);
   impl_->models->Drop(name);
+  // A second try would find the name gone, or taken by another model.
   SKETCHKV_ASSIGN_OR_RETURN(const v1::UnregisterModelResponse response,
-                            impl_->Unary<v1::UnregisterModelResponse>(
+                            impl_->UnaryOnce<v1::UnregisterModelResponse>(
                                 request, [this](auto* context, const auto& sent, auto* received) {
                                   return impl_->core->models().UnregisterModel(context, sent,
                                                                                received);
@@ -151,11 +164,18 @@ absl::StatusOr<LookupResult> Client::Lookup(const std::string& model,
   request.set_model(model);
   for (const BlockId& block : chain) request.add_block_hashes(block);
   request.set_lease_ttl_ms(static_cast<uint32_t>(lease_ttl.count()));
+  const auto issue = [this](auto* context, const auto& sent, auto* received) {
+    return impl_->core->cache().Lookup(context, sent, received);
+  };
+  // The lease of a try whose answer was lost would pin its blocks until it runs out.
+  const bool leases = lease_ttl.count() > 0;
   SKETCHKV_ASSIGN_OR_RETURN(const v1::LookupResponse response,
-                            impl_->Unary<v1::LookupResponse>(
-                                request, [this](auto* context, const auto& sent, auto* received) {
-                                  return impl_->core->cache().Lookup(context, sent, received);
-                                }));
+                            leases ? impl_->UnaryOnce<v1::LookupResponse>(request, issue)
+                                   : impl_->Unary<v1::LookupResponse>(request, issue));
+  if (response.num_blocks() > chain.size()) {
+    return absl::InternalError(absl::StrCat("the server's num_blocks is ", response.num_blocks(),
+                                            ", the chain has ", chain.size()));
+  }
   return LookupResult{response.num_blocks(), response.num_tokens(), response.lease_id(),
                       response.lease_ttl_ms()};
 }
@@ -209,13 +229,15 @@ absl::StatusOr<milliseconds> Client::RenewLease(uint64_t lease_id, milliseconds 
 absl::Status Client::ReleaseLease(uint64_t lease_id) {
   v1::ReleaseLeaseRequest request;
   request.set_lease_id(lease_id);
-  return impl_
-      ->Unary<v1::ReleaseLeaseResponse>(request,
-                                        [this](auto* context, const auto& sent, auto* received) {
-                                          return impl_->core->cache().ReleaseLease(context, sent,
-                                                                                   received);
-                                        })
-      .status();
+  bool repeated = false;
+  const auto issue = [&](auto* context, const auto& sent, auto* received) {
+    const grpc::Status status = impl_->core->cache().ReleaseLease(context, sent, received);
+    // The try before may have released it and only its answer been lost.
+    const bool gone = repeated && status.error_code() == grpc::StatusCode::NOT_FOUND;
+    repeated = true;
+    return gone ? grpc::Status::OK : status;
+  };
+  return impl_->Unary<v1::ReleaseLeaseResponse>(request, issue).status();
 }
 
 absl::StatusOr<ServerStats> Client::GetStats() {
@@ -286,8 +308,10 @@ absl::Status Client::Watch(const std::string& model, uint64_t from_sequence,
   v1::WatchRequest request;
   request.set_model(model);
   request.set_from_sequence(from_sequence);
-  client::Call call(impl_->core.get());
-  const auto stream = impl_->core->cache().Watch(call.context(), request);
+  // Once cancelled by ~Client, this call still needs the core.
+  const std::shared_ptr<client::ClientCore> core = impl_->core;
+  client::Call call(core.get());
+  const auto stream = core->cache().Watch(call.context(), request);
   v1::WatchResponse event;
   bool stopped = false;
   while (!stopped && stream->Read(&event)) {

@@ -155,6 +155,14 @@ absl::StatusOr<ModelInfo> FromProto(const v1::Model& model) {
     return absl::InternalError(absl::StrCat("the server's profiles end at layer ", next_layer,
                                             ", want ", out.layout.num_layers));
   }
+  uint64_t cells_bytes = 0;  // at most 256 layers and heads of 32 bits: no overflow
+  for (const LayerProfile& profile : out.profiles) {
+    cells_bytes += uint64_t{profile.layer_count} * out.layout.num_kv_heads * profile.cell_bytes;
+  }
+  if (cells_bytes != model.slot_bytes()) {
+    return absl::InternalError(absl::StrCat("the server's slot_bytes is ", model.slot_bytes(),
+                                            ", its cells take ", cells_bytes));
+  }
   out.fingerprint = model.fingerprint();
   out.slot_bytes = model.slot_bytes();
   out.raw_block_bytes = model.raw_block_bytes();
@@ -162,6 +170,32 @@ absl::StatusOr<ModelInfo> FromProto(const v1::Model& model) {
   out.value_bits = model.value_bits();
   out.bits_per_number = model.bits_per_number();
   return out;
+}
+
+absl::Status CheckLayoutAnswered(const CacheLayout& answered, const CacheLayout& asked) {
+  const auto scale = [](float value) { return value == 0 ? 1.0f : value; };  // 0: not given
+  const struct {
+    absl::string_view field;
+    double have, want;
+  } fields[] = {
+      {"num_layers", double(answered.num_layers), double(asked.num_layers)},
+      {"num_kv_heads", double(answered.num_kv_heads), double(asked.num_kv_heads)},
+      {"head_dim", double(answered.head_dim), double(asked.head_dim)},
+      {"value_dim", double(answered.value_dim), double(asked.value_dim)},
+      {"block_tokens", double(answered.block_tokens), double(asked.block_tokens)},
+      {"key_dtype", double(answered.key_type), double(asked.key_type)},
+      {"value_dtype", double(answered.value_type), double(asked.value_type)},
+      {"key_scale", scale(answered.key_scale), scale(asked.key_scale)},
+      {"value_scale", scale(answered.value_scale), scale(asked.value_scale)},
+      {"values_are_key_prefix", double(answered.values_are_key_prefix),
+       double(asked.values_are_key_prefix)},
+  };
+  for (const auto& [field, have, want] : fields) {
+    if (have == want) continue;
+    return absl::InternalError(
+        absl::StrCat("the server's model has ", field, " ", have, ", asked for was ", want));
+  }
+  return absl::OkStatus();
 }
 
 ServerStats FromProto(const v1::GetStatsResponse& stats) {

@@ -19,6 +19,9 @@ namespace sketchkv::client {
 
 // INTERNAL for a model no server of this protocol would answer with: its numbers are used as sizes.
 [[nodiscard]] absl::StatusOr<ModelInfo> FromProto(const v1::Model& model);
+// INTERNAL naming the first field of a registered model's layout that is not as `asked`.
+[[nodiscard]] absl::Status CheckLayoutAnswered(const CacheLayout& answered,
+                                               const CacheLayout& asked);
 [[nodiscard]] ServerStats FromProto(const v1::GetStatsResponse& stats);
 [[nodiscard]] CacheEvent FromProto(const v1::WatchResponse& event);
 

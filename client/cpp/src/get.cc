@@ -44,7 +44,7 @@ class GetItem final : public StreamItem<v1::GetRequest, v1::GetResponse> {
   absl::Status Take(v1::GetResponse* response) override {
     if (response->has_part() && !payload_.begun()) {
       result_.num_tokens = response->part().num_tokens();
-      SKETCHKV_RETURN_IF_ERROR(CheckAnswered());
+      SKETCHKV_RETURN_IF_ERROR(CheckAnswered(response->part()));
       payload_.Begin(response->part(), WantBytes());
     }
     return payload_.Append(response->payload());
@@ -63,11 +63,22 @@ class GetItem final : public StreamItem<v1::GetRequest, v1::GetResponse> {
   }
 
  private:
-  absl::Status CheckAnswered() const {
-    if (CheckTokens(result_.num_tokens, model_->layout()).ok()) return absl::OkStatus();
-    return absl::InternalError(absl::StrCat("the server's block has ", result_.num_tokens,
-                                            " tokens, the model's block_tokens is ",
-                                            model_->layout().block_tokens));
+  absl::Status CheckAnswered(const v1::PartLayout& part) const {
+    if (!CheckTokens(result_.num_tokens, model_->layout()).ok()) {
+      return absl::InternalError(absl::StrCat("the server's block has ", result_.num_tokens,
+                                              " tokens, the model's block_tokens is ",
+                                              model_->layout().block_tokens));
+    }
+    v1::PartLayout want;
+    *want.mutable_range() = ToProto(range_);
+    want.set_num_tokens(result_.num_tokens);
+    if (part_.type) {
+      want.set_raw_order(ToProto(part_.order));
+    } else {
+      want.set_fingerprint(model_->info().fingerprint);
+      want.set_format_version(model_->format_version());
+    }
+    return CheckPartAnswered(part, want);
   }
   uint64_t WantBytes() const {
     if (!part_.type) return EncodedBytes(model_->info(), range_);

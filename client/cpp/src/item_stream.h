@@ -3,6 +3,7 @@
 #include <grpcpp/support/sync_stream.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -135,11 +136,31 @@ class StreamRound {
   Mutex mu_;         // each item's done and outcome, which both threads set
 };
 
-// Runs rounds until every item is done and none is worth another try. `open` starts the RPC.
+// Takes out the items that are not worth another try: OK, failed for good, or told to wait past
+// `deadline`. The longest pause the server asks for of the rest.
+template <typename Item>
+uint32_t KeepRetryable(TimePoint deadline, std::vector<Item*>* pending) {
+  const TimePoint now = std::chrono::steady_clock::now();
+  uint32_t retry_after_ms = 0;
+  std::erase_if(*pending, [&](const Item* item) {
+    if (!IsRetryable(item->outcome)) return true;
+    const uint32_t hint_ms = item->outcome.retry_after_ms;
+    if (now + std::chrono::milliseconds(hint_ms) >= deadline) return true;
+    retry_after_ms = std::max(retry_after_ms, hint_ms);
+    return false;
+  });
+  return retry_after_ms;
+}
+
+// Runs rounds until every item is done and none is worth another try. A round that gets an item
+// through costs no retry: a server that admits a few at a time is making progress. `open` starts
+// the RPC.
 template <typename Request, typename Response, typename Open>
 void RunItems(ClientCore* core, TimePoint deadline,
               std::vector<StreamItem<Request, Response>*> pending, const Open& open) {
-  for (uint32_t tries = 0; !pending.empty(); ++tries) {
+  const uint32_t max_retries = core->options().max_retries;
+  uint32_t tries = 0;  // rounds without progress
+  while (!pending.empty()) {
     for (auto* item : pending) {
       item->done = false;
       item->outcome = {};
@@ -149,14 +170,12 @@ void RunItems(ClientCore* core, TimePoint deadline,
       Call call(core, deadline);
       StreamRound<Request, Response>(open(call.context()), pending, deadline).Run();
     }
-    uint32_t retry_after_ms = 0;
-    std::erase_if(pending, [&](auto* item) {
-      if (!IsRetryable(item->outcome)) return true;
-      retry_after_ms = std::max(retry_after_ms, item->outcome.retry_after_ms);
-      return false;
-    });
-    if (pending.empty() || tries >= core->options().max_retries) return;
+    const bool progress = std::any_of(pending.begin(), pending.end(),
+                                      [](auto* item) { return item->outcome.status.ok(); });
+    const uint32_t retry_after_ms = KeepRetryable(deadline, &pending);
+    if (pending.empty() || max_retries == 0 || (!progress && tries >= max_retries)) return;
     const absl::Status paused = core->Pause(tries, retry_after_ms, deadline);
+    if (!progress) ++tries;
     if (paused.ok()) continue;
     if (absl::IsCancelled(paused)) {
       for (auto* item : pending) item->outcome.status = paused;

@@ -63,7 +63,7 @@ void ModelCache::Drop(const std::string& name) {
 
 void ModelCache::DropAfter(const absl::Status& status, const std::string& name) {
   if (absl::IsNotFound(status) || absl::IsInvalidArgument(status) ||
-      absl::IsFailedPrecondition(status)) {
+      absl::IsFailedPrecondition(status) || absl::IsInternal(status)) {
     Drop(name);
   }
 }

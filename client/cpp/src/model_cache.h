@@ -51,7 +51,8 @@ class ModelCache {
                                                                          TimePoint deadline);
   [[nodiscard]] absl::StatusOr<std::shared_ptr<const CachedModel>> Insert(v1::Model message);
   void Drop(const std::string& name);
-  // After an answer that may mean another model stands under the name by now.
+  // After an answer that may mean another model stands under the name by now; INTERNAL among them:
+  // an answer of another size or layout than the model's.
   void DropAfter(const absl::Status& status, const std::string& name);
 
   // Gets the model and runs `use`. When `use` fails over a remembered model, asks the server

@@ -2,9 +2,46 @@
 
 #include <algorithm>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "kernels/base/status_macros.h"
 
 namespace sketchkv::client {
+namespace {
+
+// Set aside at once; a payload that announces more grows as it comes.
+constexpr uint64_t kMaxReserveBytes = 64 << 20;
+
+absl::Status CheckField(absl::string_view field, uint64_t have, uint64_t want) {
+  if (have == want) return absl::OkStatus();
+  return absl::InternalError(
+      absl::StrCat("the server's part has ", field, " ", have, ", want ", want));
+}
+
+}  // namespace
+
+absl::Status CheckPartAnswered(const v1::PartLayout& part, const v1::PartLayout& want) {
+  const v1::CellRange &have_range = part.range(), &want_range = want.range();
+  SKETCHKV_RETURN_IF_ERROR(
+      CheckField("layer_begin", have_range.layer_begin(), want_range.layer_begin()));
+  SKETCHKV_RETURN_IF_ERROR(
+      CheckField("layer_count", have_range.layer_count(), want_range.layer_count()));
+  SKETCHKV_RETURN_IF_ERROR(
+      CheckField("head_begin", have_range.head_begin(), want_range.head_begin()));
+  SKETCHKV_RETURN_IF_ERROR(
+      CheckField("head_count", have_range.head_count(), want_range.head_count()));
+  SKETCHKV_RETURN_IF_ERROR(CheckField("num_tokens", part.num_tokens(), want.num_tokens()));
+  if (want.raw_order() != v1::RAW_ORDER_UNSPECIFIED) {
+    return CheckField("raw_order", part.raw_order(), want.raw_order());
+  }
+  if (part.fingerprint() != want.fingerprint()) {
+    return absl::InternalError(absl::StrCat("the server's part has fingerprint ",
+                                            absl::BytesToHexString(part.fingerprint()), ", want ",
+                                            absl::BytesToHexString(want.fingerprint())));
+  }
+  return CheckField("format_version", part.format_version(), want.format_version());
+}
 
 bool ChunkedPayload::Next(std::string* out) {
   const uint64_t end =
@@ -18,7 +55,7 @@ void ReceivedPayload::Begin(const v1::PartLayout& part, uint64_t want_bytes) {
   begun_ = true;
   want_bytes_ = want_bytes;
   checksum_ = part.checksum();
-  bytes_.reserve(want_bytes);
+  bytes_.reserve(std::min(want_bytes, kMaxReserveBytes));
 }
 
 absl::Status ReceivedPayload::Append(const std::string& chunk) {

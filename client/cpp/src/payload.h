@@ -30,6 +30,11 @@ class ChunkedPayload {
   uint64_t sent_ = 0;
 };
 
+// Whether the `part` a server answers with is what was asked for: INTERNAL naming the field and
+// both values. Of `want`, the checksum is not read, and raw_order is set for raw payloads alone.
+[[nodiscard]] absl::Status CheckPartAnswered(const v1::PartLayout& part,
+                                             const v1::PartLayout& want);
+
 // A payload on its way in.
 class ReceivedPayload {
  public:

@@ -19,10 +19,14 @@ namespace {
 template <typename Request, typename Response>
 class TransformItem final : public StreamItem<Request, Response> {
  public:
-  // `first` is message 0 without payload; `answer_bytes` what must come back.
+  // `first` is message 0 without payload; `answer` and `answer_bytes` what must come back.
   TransformItem(Request first, std::span<const std::byte> payload, std::optional<RawShape> raw,
-                uint64_t answer_bytes)
-      : first_(std::move(first)), payload_(payload), raw_(raw), answer_bytes_(answer_bytes) {}
+                v1::PartLayout answer, uint64_t answer_bytes)
+      : first_(std::move(first)),
+        payload_(payload),
+        raw_(raw),
+        answer_part_(std::move(answer)),
+        answer_bytes_(answer_bytes) {}
 
   void Reset() override {
     upload_ = ChunkedPayload(payload_, raw_);
@@ -35,7 +39,10 @@ class TransformItem final : public StreamItem<Request, Response> {
   bool IsOneMessage() const override { return payload_.size() <= kMaxChunkBytes; }
 
   absl::Status Take(Response* response) override {
-    if (response->has_part() && !answer_.begun()) answer_.Begin(response->part(), answer_bytes_);
+    if (response->has_part() && !answer_.begun()) {
+      SKETCHKV_RETURN_IF_ERROR(CheckPartAnswered(response->part(), answer_part_));
+      answer_.Begin(response->part(), answer_bytes_);
+    }
     return answer_.Append(response->payload());
   }
   absl::Status Complete() override { return answer_.Complete(); }
@@ -49,6 +56,7 @@ class TransformItem final : public StreamItem<Request, Response> {
   const Request first_;
   const std::span<const std::byte> payload_;
   const std::optional<RawShape> raw_;
+  const v1::PartLayout answer_part_;
   const uint64_t answer_bytes_;
   ChunkedPayload upload_;
   ReceivedPayload answer_;
@@ -75,7 +83,7 @@ absl::StatusOr<std::vector<std::byte>> EncodePart(ClientCore* core, ModelCache* 
   *first.mutable_part() = LayoutOf(part, range, *model, /*encoded=*/false, part.payload);
   TransformItem<v1::EncodeRequest, v1::EncodeResponse> item(
       std::move(first), part.payload, RawShapeOf(model->layout(), range, part.num_tokens),
-      EncodedBytes(model->info(), range));
+      LayoutOf(part, range, *model, /*encoded=*/true, {}), EncodedBytes(model->info(), range));
   RunItems<v1::EncodeRequest, v1::EncodeResponse>(
       core, deadline, {&item},
       [core](grpc::ClientContext* context) { return core->codec().Encode(context); });
@@ -102,8 +110,10 @@ absl::StatusOr<std::vector<std::byte>> DecodeCells(ClientCore* core, ModelCache*
   *first.mutable_part() = LayoutOf(as_put, range, *model, /*encoded=*/true, part.cells);
   first.mutable_format()->set_dtype(ToProto(part.type));
   first.mutable_format()->set_raw_order(ToProto(part.order));
+  as_put.order = part.order;  // of what comes back
   TransformItem<v1::DecodeRequest, v1::DecodeResponse> item(
       std::move(first), part.cells, std::nullopt,
+      LayoutOf(as_put, range, *model, /*encoded=*/false, {}),
       RawShapeOf(model->layout(), range, part.num_tokens, part.type).total_bytes());
   RunItems<v1::DecodeRequest, v1::DecodeResponse>(
       core, deadline, {&item},

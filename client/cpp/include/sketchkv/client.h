@@ -21,8 +21,9 @@ struct ClientOptions {
   std::string target = "127.0.0.1:7415";  // a gRPC target: host:port, dns:///..., unix:...
   // Of every call that names none, retries included. A call never outlives its deadline.
   std::chrono::milliseconds timeout{10000};
-  // Retries of calls that are safe to repeat (all but Watch), on UNAVAILABLE, ABORTED and
-  // RESOURCE_EXHAUSTED with a hint, with doubling pauses from here.
+  // Retries of calls that are safe to repeat (all but Watch, UnregisterModel and a Lookup that asks
+  // for a lease), on UNAVAILABLE, ABORTED and RESOURCE_EXHAUSTED with a hint, with doubling pauses
+  // from retry_pause. PutAll and GetAll go on as long as each try gets a part through.
   uint32_t max_retries = 4;
   std::chrono::milliseconds retry_pause{20};
   // Encode in this process: only compressed bytes travel. Costs this machine's cores.
@@ -41,7 +42,8 @@ class Client {
  public:
   // Does not wait for the connection. INVALID_ARGUMENT for a bad option.
   [[nodiscard]] static absl::StatusOr<std::unique_ptr<Client>> Create(ClientOptions options);
-  ~Client();  // cancels and waits for asynchronous calls under way
+  // Cancels and waits for asynchronous calls under way; ends a Watch under way with CANCELLED.
+  ~Client();
 
   // Waits until the server answers SERVING (grpc.health.v1). DEADLINE_EXCEEDED when it does not.
   [[nodiscard]] absl::Status WaitUntilServing(std::chrono::milliseconds timeout);
@@ -102,7 +104,8 @@ class Client {
   [[nodiscard]] std::unique_ptr<AttendSession> NewAttendSession();
 
   // Calls `on_event` for each event from `from_sequence` on (0: from now on) until it returns false
-  // (OK) or the stream ends (its status). Blocks; has no deadline.
+  // (OK) or the stream ends (its status). Blocks; has no deadline. CANCELLED when the client is
+  // destroyed meanwhile.
   [[nodiscard]] absl::Status Watch(const std::string& model, uint64_t from_sequence,
                                    const std::function<bool(const CacheEvent&)>& on_event);
 

@@ -25,7 +25,10 @@ syntax = "proto3";
 package grpc.health.v1;
 message HealthCheckRequest { string service = 1; }
 message HealthCheckResponse { int32 status = 1; }
-service Health { rpc Check(HealthCheckRequest) returns (HealthCheckResponse); }
+service Health {
+  rpc Check(HealthCheckRequest) returns (HealthCheckResponse);
+  rpc Watch(HealthCheckRequest) returns (stream HealthCheckResponse);
+}
 """
 
 
@@ -69,6 +72,14 @@ def check_health(channel, service):
     answer = stubs.HealthStub(channel).Check(
         messages.HealthCheckRequest(service=service), timeout=10)
     assert answer.status == 1, answer
+
+
+def watch_health(channel):
+    import sketchkv_health_check_pb2 as messages
+    import sketchkv_health_check_pb2_grpc as stubs
+    watch = stubs.HealthStub(channel).Watch(messages.HealthCheckRequest(), timeout=60)
+    assert next(watch).status == 1
+    return watch
 
 
 def put_get_attend(channel):
@@ -126,6 +137,24 @@ def expect_refused(binary, *flags):
     return ended.stderr
 
 
+def check_payload_fields():
+    """A message with payload has it in one bytes field, number 15, written last."""
+    from sketchkv.v1 import attention_pb2, cache_pb2, codec_pb2, models_pb2
+    checked = 0
+    for module in (attention_pb2, cache_pb2, codec_pb2, models_pb2):
+        for message in module.DESCRIPTOR.message_types_by_name.values():
+            numbers = {field.name: field.number for field in message.fields}
+            payload = [name for name in numbers if name in ("payload", "queries")]
+            if not payload:
+                continue
+            assert [numbers[name] for name in payload] == [15], message.full_name
+            assert max(numbers.values()) == 15, message.full_name
+            own = [f.name for f in message.fields if f.type == f.TYPE_BYTES]
+            assert own == payload, message.full_name
+            checked += 1
+    assert checked == 10, checked
+
+
 def check_flags_are_documented(binary, readme):
     """The table of flags in the README and the flags the server knows are the same."""
     text = subprocess.run([binary, "--help"], capture_output=True, text=True, check=True).stdout
@@ -146,6 +175,7 @@ def main():
     with tempfile.TemporaryDirectory() as directory:
         generate(options.proto, options.plugin, pathlib.Path(directory))
 
+        check_payload_fields()
         plain = Server(options.server, directory)
         check_health(plain.channel, "")
         check_health(plain.channel, "sketchkv")
@@ -166,7 +196,11 @@ def main():
         from sketchkv.v1 import cache_pb2, cache_pb2_grpc
         watch = cache_pb2_grpc.CacheStub(open_server.channel).Watch(cache_pb2.WatchRequest())
         watch.initial_metadata()
+        health = watch_health(open_server.channel)
+        began = time.monotonic()
         assert open_server.stop() == 0
+        assert time.monotonic() - began < 5, "streams without work do not hold the server"
+        assert next(health).status == 2, "not serving before it goes"
         try:
             next(watch)
             raise AssertionError("a watch outlived its server")

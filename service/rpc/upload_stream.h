@@ -1,5 +1,8 @@
 #pragma once
 
+#include <grpcpp/alarm.h>
+
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -12,6 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "kernels/base/status_macros.h"
 #include "service/engine/part.h"
 #include "service/rpc/item_stream.h"
 
@@ -33,6 +37,16 @@ struct Upload {
   std::vector<std::string> chunks;
   uint64_t received_bytes = 0;
 
+  // Many small chunks would cost more in bookkeeping than in bytes: they are joined as they come.
+  void Add(std::string chunk, InflightBytes::Hold hold) {
+    holds.push_back(std::move(hold));
+    if (!chunks.empty() && chunks.back().size() + chunk.size() <= kSmallChunkBytes) {
+      chunks.back() += chunk;
+    } else {
+      chunks.push_back(std::move(chunk));
+    }
+  }
+
   // The payload in one piece; moves where there was one chunk.
   [[nodiscard]] std::string TakePayload() {
     if (chunks.size() == 1) return std::move(chunks[0]);
@@ -52,11 +66,20 @@ struct Upload {
 };
 
 // An ItemStream whose items carry payload over several messages: the first has the header, those
-// after it the same request_id and more bytes. One item arrives at a time.
+// after it the same request_id and more bytes. One item arrives at a time; one that does not arrive
+// in its time is answered and lets go of what it holds.
 template <typename Request, typename Response>
 class UploadStream : public ItemStream<Request, Response> {
  public:
-  using ItemStream<Request, Response>::ItemStream;
+  UploadStream(ServiceContext* service, grpc::CallbackServerContext* call)
+      : ItemStream<Request, Response>(service, call), arrival_(std::make_shared<Arrival>()) {
+    MutexLock lock(&arrival_->mu);
+    arrival_->stream = this;
+  }
+  ~UploadStream() override {
+    MutexLock lock(&arrival_->mu);
+    arrival_->stream = nullptr;
+  }
 
  protected:
   [[nodiscard]] virtual bool IsFirst(const Request& message) const = 0;
@@ -64,31 +87,42 @@ class UploadStream : public ItemStream<Request, Response> {
   [[nodiscard]] virtual absl::StatusOr<std::shared_ptr<Upload>> Open(const Request& first) = 0;
 
  private:
+  // What arrives, shared with the alarm, which may go off while the stream is being deleted.
+  struct Arrival {
+    Mutex mu;
+    UploadStream* stream SKETCHKV_GUARDED_BY(mu) = nullptr;  // null once it is gone
+    uint64_t id SKETCHKV_GUARDED_BY(mu) = 0;
+    std::shared_ptr<Upload> upload SKETCHKV_GUARDED_BY(mu);
+  };
+
   absl::Status OnMessage(Request message) final {
+    MutexLock lock(&arrival_->mu);
     const uint64_t request_id = message.request_id();
     if (IsFirst(message)) {
       Abandon();
-      const absl::Status begun = this->BeginItem(request_id);
-      if (!begun.ok()) return begun;
-      current_id_ = request_id;
+      SKETCHKV_RETURN_IF_ERROR(this->BeginItem(request_id));
+      arrival_->id = request_id;
+      alarm_ = nullptr;  // of an item that was late
       absl::StatusOr<std::shared_ptr<Upload>> upload = Open(message);
       if (!upload.ok()) {
         this->AnswerError(request_id, upload.status());
-        return absl::OkStatus();  // current_ stays empty: the rest of the item is skipped
+        return absl::OkStatus();  // no upload: the rest of the item is skipped
       }
-      current_ = *std::move(upload);
-    } else if (request_id == 0 || request_id != current_id_) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "a message without a header has request_id ", request_id, "; the item under way is ",
-          current_id_));
+      arrival_->upload = *std::move(upload);
+    } else if (request_id == 0 || request_id != arrival_->id) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("a message without a header has request_id ", request_id,
+                       "; the item under way is ", arrival_->id));
     }
-    if (current_ == nullptr) return absl::OkStatus();
+    if (arrival_->upload == nullptr) return absl::OkStatus();
     Append(std::move(*message.mutable_payload()));
+    // Items that come in one message never need it.
+    if (arrival_->upload != nullptr && alarm_ == nullptr) SetAlarm();
     return absl::OkStatus();
   }
 
-  void Append(std::string chunk) {
-    Upload& upload = *current_;
+  void Append(std::string chunk) SKETCHKV_REQUIRES(arrival_->mu) {
+    Upload& upload = *arrival_->upload;
     upload.received_bytes += chunk.size();
     if (upload.received_bytes > upload.expected_bytes) {
       return Fail(absl::InvalidArgumentError(absl::StrCat("payload has at least ",
@@ -105,39 +139,57 @@ class UploadStream : public ItemStream<Request, Response> {
       absl::StatusOr<InflightBytes::Hold> hold = this->service().inflight->Acquire(
           Upload::BytesHeld(upload.expected_bytes, chunk.size()));
       if (!hold.ok()) return Fail(hold.status());
-      upload.holds.push_back(*std::move(hold));
-      // Many small chunks would cost more in bookkeeping than in bytes.
-      if (!upload.chunks.empty() && upload.chunks.back().size() + chunk.size() <= kSmallChunkBytes) {
-        upload.chunks.back() += chunk;
-      } else {
-        upload.chunks.push_back(std::move(chunk));
-      }
+      upload.Add(std::move(chunk), *std::move(hold));
     }
     if (upload.received_bytes < upload.expected_bytes) return;
-    const uint64_t request_id = std::exchange(current_id_, 0);
+    const uint64_t request_id = std::exchange(arrival_->id, 0);
+    alarm_ = nullptr;
     this->Submit(request_id, upload.deadline,
-                 [upload = std::exchange(current_, nullptr)] { upload->run(upload); });
+                 [complete = std::exchange(arrival_->upload, nullptr)] { complete->run(complete); });
   }
 
   // Ends the item that is arriving; what else comes of it is skipped.
-  void Fail(const absl::Status& status) {
-    current_ = nullptr;
-    this->AnswerError(current_id_, status);
+  void Fail(const absl::Status& status) SKETCHKV_REQUIRES(arrival_->mu) {
+    arrival_->upload = nullptr;
+    alarm_ = nullptr;
+    this->AnswerError(arrival_->id, status);
   }
 
   // The peer went on without completing the item.
-  void Abandon() {
-    if (current_ == nullptr) return;
-    const absl::Status status = absl::InvalidArgumentError(
-        absl::StrCat("payload has ", current_->received_bytes, " bytes; the part needs ",
-                     current_->expected_bytes));
-    Fail(status);
+  void Abandon() SKETCHKV_REQUIRES(arrival_->mu) {
+    if (arrival_->upload == nullptr) return;
+    Fail(absl::InvalidArgumentError(absl::StrCat("payload has ", arrival_->upload->received_bytes,
+                                                 " bytes; the part needs ",
+                                                 arrival_->upload->expected_bytes)));
   }
-  void OnReadsDone() final { Abandon(); }
+  void OnReadsDone() final {
+    MutexLock lock(&arrival_->mu);
+    Abandon();
+  }
 
-  // Touched by the read under way only.
-  uint64_t current_id_ = 0;
-  std::shared_ptr<Upload> current_;
+  void SetAlarm() SKETCHKV_REQUIRES(arrival_->mu) {
+    const auto left = arrival_->upload->deadline - this->service().clock->Now();
+    const auto when = std::chrono::system_clock::now() +
+                      std::chrono::duration_cast<std::chrono::system_clock::duration>(left);
+    alarm_ = std::make_unique<grpc::Alarm>();
+    alarm_->Set(when, [arrival = arrival_, request_id = arrival_->id](bool expired) {
+      if (!expired) return;  // the item ended before
+      MutexLock lock(&arrival->mu);
+      if (arrival->stream == nullptr || arrival->upload == nullptr || arrival->id != request_id) {
+        return;
+      }
+      const absl::Status late = absl::DeadlineExceededError(
+          absl::StrCat("after its time the payload has ", arrival->upload->received_bytes,
+                       " bytes; the part needs ", arrival->upload->expected_bytes));
+      // Not Fail: the alarm must not be destroyed by itself. The stream may end with this answer,
+      // but is deleted only after the lock is released.
+      arrival->upload = nullptr;
+      arrival->stream->AnswerError(request_id, late);
+    });
+  }
+
+  const std::shared_ptr<Arrival> arrival_;
+  std::unique_ptr<grpc::Alarm> alarm_;  // of the item that is arriving; under arrival_->mu
 };
 
 }  // namespace sketchkv

@@ -267,6 +267,36 @@ TEST(PutRpcTest, AnItemPastItsTimeoutIsDroppedAndTheStreamGoesOn) {
   EXPECT_EQ(f.pool.GetStats().blocks, 1);
 }
 
+TEST(PutRpcTest, AnUploadThatStallsIsAnsweredInItsTimeAndLetsGo) {
+  RpcFixture f;
+  const auto model = f.Register("m", "qjl");
+  const RawPart part = RandomPart(*model, {}, 16, 1);
+  auto stalled = RpcFixture::PutMessages(1, "m", 1, 0, part, 32 * 4 * 4);
+  stalled[0].set_timeout_ms(50);
+  grpc::ClientContext call;
+  RpcFixture::SetDeadline(&call);
+  const auto stream = f.cache->Put(&call);
+  ASSERT_TRUE(stream->Write(stalled[0]));
+  v1::PutResponse response;
+  ASSERT_TRUE(stream->Read(&response)) << "without another message from us";
+  ExpectItem(response.status(), grpc::StatusCode::DEADLINE_EXCEEDED,
+             {"512", std::to_string(part.payload.size())});
+  f.ExpectNothingInFlight();
+  // What comes of it late is skipped, and the stream goes on.
+  ASSERT_TRUE(stream->Write(stalled[1]));
+  for (const auto& message : RpcFixture::PutMessages(2, "m", 2, 0, part)) stream->Write(message);
+  ASSERT_TRUE(stream->Read(&response));
+  EXPECT_EQ(response.request_id(), 2);
+  EXPECT_EQ(response.status().code(), 0) << response.status().message();
+  // A stalled upload is let go of when its caller leaves, too.
+  stalled[0].set_timeout_ms(0);
+  ASSERT_TRUE(stream->Write(stalled[0]));
+  call.TryCancel();
+  stream->Finish();
+  f.ExpectNothingInFlight();
+  EXPECT_EQ(f.pool.GetStats().blocks, 1);
+}
+
 TEST(PutRpcTest, TwoWritersOfTheSameBlockBothSucceedAndOneWins) {
   RpcFixture f;
   const auto model = f.Register("m", "qjl");

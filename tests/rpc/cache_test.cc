@@ -139,6 +139,12 @@ TEST(CacheRpcTest, GetServesRangesFormatsAndErrorsItemByItem) {
 TEST(CacheRpcTest, DeleteTakesTheSubtreeAndClearAllOfTheModel) {
   StoredChain chain;
   chain.f.PutOk("m", 10, 0, chain.parts[0]);
+  grpc::ClientContext empty_call;
+  v1::DeleteRequest nothing;
+  nothing.set_model("m");
+  v1::DeleteResponse none;
+  ExpectCall(chain.f.cache->Delete(&empty_call, nothing, &none), grpc::StatusCode::INVALID_ARGUMENT,
+             {"block_hashes has 0"});
   EXPECT_EQ(chain.Delete({2, 77}), 2);
   EXPECT_EQ(chain.Lookup(LookupFor("m", {1, 2, 3})).num_blocks(), 1);
   grpc::ClientContext call;

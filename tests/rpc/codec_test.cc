@@ -61,6 +61,46 @@ TEST(CodecRpcTest, EncodeStoresNothingAndGivesTheBytesAPutStores) {
   }
 }
 
+TEST(CodecRpcTest, DecodeRefusesDamagedAndForeignCells) {
+  RpcFixture f;
+  const auto model = f.Register("m", "qjl");
+  const RawPart part = RandomPart(*model, {}, 16, 1);
+  const Part encoded = *f.engine.Encode(*model, part.layout, Bytes(part.payload));
+  std::vector<v1::DecodeRequest> requests(4);
+  for (uint64_t i = 0; i < requests.size(); ++i) {
+    requests[i].set_request_id(i + 1);
+    requests[i].set_model("m");
+    *requests[i].mutable_part() = LayoutOf(encoded.layout);
+    requests[i].mutable_format()->set_dtype(v1::DTYPE_BF16);
+    requests[i].mutable_format()->set_raw_order(v1::RAW_ORDER_NHD);
+    requests[i].set_payload(encoded.payload);
+  }
+  (*requests[0].mutable_payload())[500] ^= 1;  // against its checksum
+  (*requests[1].mutable_payload())[0] ^= 1;    // against the format
+  requests[1].mutable_part()->set_checksum(PayloadChecksum(Bytes(requests[1].payload())));
+  requests[2].mutable_part()->set_format_version(kFormatVersion + 7);
+  grpc::ClientContext call;
+  std::vector<v1::DecodeResponse> responses;
+  const auto stream = f.codec->Decode(&call);
+  ASSERT_TRUE(RpcFixture::Exchange(stream.get(), requests, &responses).ok());
+  ASSERT_EQ(responses.size(), 4);
+  for (const v1::DecodeResponse& response : responses) {
+    switch (response.request_id()) {
+      case 1:
+        ExpectItem(response.status(), grpc::StatusCode::DATA_LOSS, {"checksum"});
+        break;
+      case 2:
+        ExpectItem(response.status(), grpc::StatusCode::INVALID_ARGUMENT, {"layer 0, head 0"});
+        break;
+      case 3:
+        ExpectItem(response.status(), grpc::StatusCode::INVALID_ARGUMENT, {"format_version is 7"});
+        break;
+      default:
+        EXPECT_EQ(response.status().code(), 0) << response.status().message();
+    }
+  }
+}
+
 TEST(CodecRpcTest, ItemsFailAloneWithTheirReason) {
   RpcFixture f;
   const auto model = f.Register("m", "qjl");

@@ -80,7 +80,7 @@ class Engine {
   // NOT_FOUND (names the first missing ancestor), INVALID_ARGUMENT, DEADLINE_EXCEEDED, CANCELLED.
   [[nodiscard]] absl::StatusOr<std::vector<AttentionResult>> Attend(
       uint32_t tenant, const AttentionRequest& request);
-  // Calls `emit` for each item in order with its logits [rows, num_tokens].
+  // One result an item. Errors as Attend; INVALID_ARGUMENT too for more than 256 MiB of logits.
   [[nodiscard]] absl::StatusOr<std::vector<ScoreResult>> Score(uint32_t tenant,
                                                                const AttentionRequest& request);
 

@@ -11,11 +11,12 @@
 #include "kernels/isa.h"
 #include "kernels/layout.h"
 #include "kernels/profile.h"
+#include "kernels/tables.h"
 
 namespace sketchkv {
 
-// Version of the stored cell format (kernels/format.h). v0 until the codec family is settled.
-inline constexpr uint32_t kFormatVersion = 0;
+// Version of the stored cell format (kernels/format.h). v1 is read for ever.
+inline constexpr uint32_t kFormatVersion = 1;
 
 // Rows of one head: row t of [num_tokens, dim] starts at data + t * stride_bytes, elements of the
 // layout's dtype, packed within the row, any alignment.
@@ -56,16 +57,17 @@ class PreparedQueries {
   uint32_t num_queries_;
 };
 
-// Encodes, decodes and queries one cell: block_tokens tokens of one kv head of one layer.
+// Encodes, decodes and queries the cells of one kv head of one layer: block_tokens tokens each.
 // Immutable and thread-safe. Encoded bytes, scores and attention are equal to the bit on every ISA.
 class CellCodec {
  public:
   virtual ~CellCodec() = default;
 
-  // Exact stored size of a cell, a multiple of 64, from layout and profile alone.
+  // Exact stored size of a cell, a multiple of 64, from layout and profile alone: the same for all
+  // heads of a layer.
   [[nodiscard]] virtual size_t cell_bytes() const = 0;
-  // Of those, what serves keys and values; the rest is header and padding, counted in both halves'
-  // effective bits in proportion by BlockCodec::BitsPerNumber.
+  // Of those, what serves keys and values; the rest is padding, counted in both halves' effective
+  // bits in proportion by BlockCodec::BitsPerNumber.
   [[nodiscard]] virtual size_t key_bytes() const = 0;
   [[nodiscard]] virtual size_t value_bytes() const = 0;
   [[nodiscard]] virtual const CodecProfile& profile() const = 0;
@@ -77,9 +79,10 @@ class CellCodec {
   [[nodiscard]] virtual absl::Status Encode(RowsView keys, RowsView values, uint32_t num_tokens,
                                             std::span<std::byte> cell) const = 0;
 
-  // Checks a cell that came from outside: header, finite scales, channel indices in range, zero
-  // padding, num_tokens equal. INVALID_ARGUMENT names the field and both numbers. A cell that
-  // passes is safe to decode and attend.
+  // Checks a cell that came from outside: finite scales, channel indices in range, zeros wherever
+  // nothing is stored. INVALID_ARGUMENT names the field and both numbers. A cell that passes is safe
+  // to decode and attend; it says nothing of itself, so that a cell of another model of this size
+  // passes too (fingerprints tell those apart).
   [[nodiscard]] virtual absl::Status Validate(std::span<const std::byte> cell,
                                               uint32_t num_tokens) const = 0;
 
@@ -110,34 +113,40 @@ class CellCodec {
   virtual void Finish(const AttentionPartial& partial, float* out, float* lse) const = 0;
 };
 
-// Effective bits: stored bytes of a whole block (header, scales, padding and all) over the numbers
-// it holds.
+// Effective bits: stored bytes of a whole block (scales, padding and all) over the numbers it
+// holds.
 struct BitsPerNumber {
   double keys = 0;
   double values = 0;
   double all = 0;
 };
 
-// The cells of one block: where each lies in the slot, and the codec of each layer. Immutable and
-// thread-safe. Owns its CellCodecs; layers with equal profiles share one.
+// The cells of one block: where each lies in the slot, and the codec of each. Immutable and
+// thread-safe. Owns its CellCodecs; cells of equal profiles that use no tables share one.
 class BlockCodec {
  public:
-  // `profiles` has one resolved profile a layer. INVALID_ARGUMENT when layout and profile do not
-  // fit (kKeyPrefix with a sketch, ...).
+  // `profiles` has one resolved profile a layer; `tables` are what they may use, null for none.
+  // INVALID_ARGUMENT when layout, profile and tables do not fit (kKeyPrefix with a sketch, ...).
   [[nodiscard]] static absl::StatusOr<std::unique_ptr<BlockCodec>> Create(
-      const KvLayout& layout, std::vector<CodecProfile> profiles, Isa isa);
+      const KvLayout& layout, std::vector<CodecProfile> profiles, Isa isa,
+      std::shared_ptr<const ModelTables> tables = nullptr);
 
   [[nodiscard]] const KvLayout& layout() const { return layout_; }
   [[nodiscard]] const std::vector<CodecProfile>& profiles() const { return profiles_; }
-  [[nodiscard]] const CellCodec& cell(uint32_t layer) const { return *layer_codecs_[layer]; }
+  [[nodiscard]] const std::shared_ptr<const ModelTables>& tables() const { return tables_; }
+  [[nodiscard]] const CellCodec& cell(uint32_t layer, uint32_t head) const {
+    return *cells_[size_t{layer} * layout_.num_kv_heads + head];
+  }
+  // Of each cell of a layer.
+  [[nodiscard]] size_t cell_bytes(uint32_t layer) const { return cell(layer, 0).cell_bytes(); }
   [[nodiscard]] size_t slot_bytes() const { return slot_bytes_; }
   // Cells stand in the order [layer][head].
   [[nodiscard]] size_t cell_offset(uint32_t layer, uint32_t head) const {
-    return layer_offsets_[layer] + head * layer_codecs_[layer]->cell_bytes();
+    return layer_offsets_[layer] + head * cell_bytes(layer);
   }
   [[nodiscard]] BitsPerNumber bits_per_number() const;
   // The m x d rows of the dense projection layer `layer` uses, row-major; empty for kHadamard (its
-  // rows follow from the seed alone) and for raw keys.
+  // rows follow from the seed alone), kBasis (its rows are in the tables) and for raw keys.
   [[nodiscard]] std::span<const float> dense_projection(uint32_t layer) const;
 
  private:
@@ -145,7 +154,8 @@ class BlockCodec {
 
   KvLayout layout_;
   std::vector<CodecProfile> profiles_;
-  std::vector<std::shared_ptr<const CellCodec>> layer_codecs_;
+  std::shared_ptr<const ModelTables> tables_;
+  std::vector<std::shared_ptr<const CellCodec>> cells_;  // [layer][head]
   std::vector<size_t> layer_offsets_;
   size_t slot_bytes_ = 0;
 };

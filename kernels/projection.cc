@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "kernels/exact_math.h"
 
@@ -126,6 +127,11 @@ ProjectionMatrix::ProjectionMatrix(Projection kind, uint32_t dim, uint32_t rows,
   signs_ = SignDiagonals((rows + dim - 1) / dim, dim, seed);
   dct_ = ScaledDct(odd_part_);
 }
+
+ProjectionMatrix::ProjectionMatrix(uint32_t dim, std::vector<float> basis)
+    : dim_(dim),
+      rows_(static_cast<uint32_t>(basis.size() / dim)),
+      dense_(std::move(basis)) {}
 
 ProjectionArgs ProjectionMatrix::Args(uint32_t rows) const {
   return {dim_,

@@ -14,8 +14,11 @@ namespace sketchkv {
 class ProjectionMatrix {
  public:
   ProjectionMatrix(Projection kind, uint32_t dim, uint32_t rows, uint64_t seed);
+  // A registered basis: [rows][dim].
+  ProjectionMatrix(uint32_t dim, std::vector<float> basis);
 
   [[nodiscard]] uint32_t dim() const { return dim_; }
+  [[nodiscard]] uint32_t rows() const { return rows_; }
   // The first `rows` (at most all) rows of S, valid as long as this object.
   [[nodiscard]] ProjectionArgs Args(uint32_t rows) const;
   [[nodiscard]] ProjectionArgs Args() const { return Args(rows_); }

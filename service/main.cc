@@ -89,6 +89,7 @@ int Serve(const Config& config, const sigset_t& signals) {
   const absl::Cleanup stop_threads = [&executor] { executor.Stop(); };
   executor.RunEvery(std::chrono::seconds(1), [&, cursor = uint64_t{0}]() mutable {
     pool.Expire();
+    models.tables().Trim();
     if (config.scrub_seconds == 0) return;
     // A second's share of the whole, rounded up.
     engine.Scrub(&cursor, pool.GetStats().sealed_blocks / config.scrub_seconds + 1);
@@ -100,11 +101,11 @@ int Serve(const Config& config, const sigset_t& signals) {
                          .max_timeout = std::chrono::milliseconds(config.max_timeout_ms),
                          .isa = std::string(IsaName(*isa)),
                          .version = SKETCHKV_VERSION};
-  absl::StatusOr<std::unique_ptr<Server>> server = Server::Start(
-      {.listen = config.listen,
-       .reflection = config.reflection,
-       .resource_quota_bytes = inflight_bytes + (uint64_t{256} << 20)},
-      &context);
+  absl::StatusOr<std::unique_ptr<Server>> server =
+      Server::Start({.listen = config.listen,
+                     .reflection = config.reflection,
+                     .resource_quota_bytes = inflight_bytes + (uint64_t{256} << 20)},
+                    &context);
   if (!server.ok()) return Fail(server.status());
   (*server)->SetServing(true);
   if (!config.port_file.empty() && !WritePortFile(config.port_file, (*server)->port())) {

@@ -33,19 +33,15 @@ void StoreU(void* p, U x) {
 }
 
 F Set(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
-U SetHalves(uint32_t low, uint32_t high) {
-  return {_mm256_set1_epi32(static_cast<int>(low)), _mm256_set1_epi32(static_cast<int>(high))};
-}
-U SetU(uint32_t x) { return SetHalves(x, x); }
-U Iota() {
-  return {_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
-          _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15)};
+U SetU(uint32_t x) {
+  return {_mm256_set1_epi32(static_cast<int>(x)), _mm256_set1_epi32(static_cast<int>(x))};
 }
 
 F Add(F x, F y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
 F Sub(F x, F y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
 F Mul(F x, F y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
 F Div(F x, F y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+F Sqrt(F x) { return {_mm256_sqrt_ps(x.a), _mm256_sqrt_ps(x.b)}; }
 F Max(F x, F y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
 F Min(F x, F y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
 U Greater(F x, F y) {
@@ -69,10 +65,6 @@ U ShiftRight(U x) {
 U ShiftRightBy(U x, U counts) {
   return {_mm256_srlv_epi32(x.a, counts.a), _mm256_srlv_epi32(x.b, counts.b)};
 }
-U ShiftLeftBy(U x, uint32_t count) {
-  const __m128i c = _mm_cvtsi32_si128(static_cast<int>(count));
-  return {_mm256_sll_epi32(x.a, c), _mm256_sll_epi32(x.b, c)};
-}
 
 F AsF(U x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
 U AsU(F x) { return {_mm256_castps_si256(x.a), _mm256_castps_si256(x.b)}; }
@@ -83,10 +75,6 @@ F Select(U mask, F x, F y) {
           _mm256_blendv_ps(y.b, x.b, _mm256_castsi256_ps(mask.b))};
 }
 
-U LoadU8(const void* p) {
-  const __m128i x = _mm_loadu_si128(static_cast<const __m128i*>(p));
-  return {_mm256_cvtepu8_epi32(x), _mm256_cvtepu8_epi32(_mm_srli_si128(x, 8))};
-}
 U LoadI8(const void* p) {
   const __m128i x = _mm_loadu_si128(static_cast<const __m128i*>(p));
   return {_mm256_cvtepi8_epi32(x), _mm256_cvtepi8_epi32(_mm_srli_si128(x, 8))};
@@ -94,6 +82,23 @@ U LoadI8(const void* p) {
 U LoadU16(const void* p) {
   const auto* x = static_cast<const __m128i*>(p);
   return {_mm256_cvtepu16_epi32(_mm_loadu_si128(x)), _mm256_cvtepu16_epi32(_mm_loadu_si128(x + 1))};
+}
+void StoreU8(void* p, U x) {
+  const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(x.a, x.b), 0xD8);
+  const __m128i low = _mm256_castsi256_si128(words);
+  _mm_storeu_si128(static_cast<__m128i*>(p),
+                   _mm_packus_epi16(low, _mm256_extracti128_si256(words, 1)));
+}
+__m256 LookUp8(__m256 low, __m256 high, __m256i index) {
+  const __m256 a = _mm256_permutevar8x32_ps(low, index);
+  const __m256 b = _mm256_permutevar8x32_ps(high, index);
+  return _mm256_blendv_ps(a, b, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
+}
+// table[16], by the low four bits of each lane.
+F LookUp(const float* table, U index) {
+  const __m256 low = _mm256_loadu_ps(table);
+  const __m256 high = _mm256_loadu_ps(table + 8);
+  return {LookUp8(low, high, index.a), LookUp8(low, high, index.b)};
 }
 void StoreU16(void* p, U x) {
   const __m256i packed = _mm256_packus_epi32(x.a, x.b);  // 0-3 8-11 | 4-7 12-15

@@ -25,16 +25,12 @@ void StoreU(void* p, U a) { _mm512_storeu_si512(p, a.v); }
 
 F Set(float x) { return {_mm512_set1_ps(x)}; }
 U SetU(uint32_t x) { return {_mm512_set1_epi32(static_cast<int>(x))}; }
-U SetHalves(uint32_t low, uint32_t high) {
-  return {_mm512_mask_set1_epi32(_mm512_set1_epi32(static_cast<int>(low)), 0xFF00,
-                                 static_cast<int>(high))};
-}
-U Iota() { return {_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)}; }
 
 F Add(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }
 F Sub(F a, F b) { return {_mm512_sub_ps(a.v, b.v)}; }
 F Mul(F a, F b) { return {_mm512_mul_ps(a.v, b.v)}; }
 F Div(F a, F b) { return {_mm512_div_ps(a.v, b.v)}; }
+F Sqrt(F a) { return {_mm512_sqrt_ps(a.v)}; }
 F Max(F a, F b) { return {_mm512_max_ps(a.v, b.v)}; }
 F Min(F a, F b) { return {_mm512_min_ps(a.v, b.v)}; }
 U Greater(F a, F b) { return {_mm512_movm_epi32(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ))}; }
@@ -53,9 +49,6 @@ U ShiftRight(U a) {
   return {_mm512_srli_epi32(a.v, kBits)};
 }
 U ShiftRightBy(U a, U counts) { return {_mm512_srlv_epi32(a.v, counts.v)}; }
-U ShiftLeftBy(U a, uint32_t count) {
-  return {_mm512_sll_epi32(a.v, _mm_cvtsi32_si128(static_cast<int>(count)))};
-}
 
 F AsF(U a) { return {_mm512_castsi512_ps(a.v)}; }
 U AsU(F a) { return {_mm512_castps_si512(a.v)}; }
@@ -65,14 +58,18 @@ F Select(U mask, F a, F b) {
   return {_mm512_mask_blend_ps(_mm512_movepi32_mask(mask.v), b.v, a.v)};
 }
 
-U LoadU8(const void* p) {
-  return {_mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)))};
-}
 U LoadI8(const void* p) {
   return {_mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)))};
 }
 U LoadU16(const void* p) {
   return {_mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p)))};
+}
+void StoreU8(void* p, U a) {
+  _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
+}
+// table[16], by the low four bits of each lane.
+F LookUp(const float* table, U index) {
+  return {_mm512_permutexvar_ps(index.v, _mm512_loadu_ps(table))};
 }
 void StoreU16(void* p, U a) {
   _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a.v));

@@ -1,5 +1,7 @@
 #include "kernels/cpu/cpu_codec.h"
 
+#include <algorithm>
+#include <bit>
 #include <cstring>
 #include <limits>
 #include <utility>
@@ -11,6 +13,9 @@ namespace sketchkv {
 namespace {
 
 static_assert(kLanes == kTileTokens);
+
+// Keys and values are rotated by different signs.
+constexpr uint64_t kValueSeed = 0x76616C7565;
 
 // OCP 8-bit formats. E4M3 ("fn") has no infinity, and one NaN of each sign.
 float Fp8ToFloat(DType dtype, uint32_t code) {
@@ -69,12 +74,6 @@ Pow2Factors MakePow2(int exponent) {
   return {{PowerOfTwo(third), PowerOfTwo(third), PowerOfTwo(exponent - 2 * third)}};
 }
 
-CellHeader ReadHeader(const uint8_t* cell) {
-  CellHeader header;
-  std::memcpy(&header, cell, sizeof(header));
-  return header;
-}
-
 uint16_t ReadU16(const uint8_t* p) {
   uint16_t value = 0;
   std::memcpy(&value, p, sizeof(value));
@@ -83,23 +82,86 @@ uint16_t ReadU16(const uint8_t* p) {
 
 void WriteU16(uint8_t* p, uint16_t value) { std::memcpy(p, &value, sizeof(value)); }
 
-CpuCellCodec::CpuCellCodec(const KvLayout& layout, CodecProfile profile, const KernelTable& kernels)
+float ScaleToFloat(uint16_t scale) { return std::bit_cast<float>(uint32_t{scale} << 15); }
+
+float Bf16ToFloat(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
+
+uint16_t FloatToBf16(float x) {
+  constexpr float kLargest = 0x1.FEp127f;
+  const auto bits = std::bit_cast<uint32_t>(std::clamp(x, -kLargest, kLargest));
+  return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+SharedProjections MakeProjections(const KvLayout& layout, const CodecProfile& profile) {
+  SharedProjections shared;
+  if (profile.key_codec != KeyCodec::kRaw && profile.projection != Projection::kBasis) {
+    const uint32_t rows =
+        profile.key_codec == KeyCodec::kSketch ? profile.sign_bits : layout.head_dim;
+    shared.keys = std::make_shared<const ProjectionMatrix>(profile.projection, layout.head_dim,
+                                                           rows, profile.seed);
+  }
+  if (profile.value_codec == ValueCodec::kRotated) {
+    shared.values = std::make_shared<const ProjectionMatrix>(
+        Projection::kHadamard, layout.value_dim, layout.value_dim, profile.seed ^ kValueSeed);
+  }
+  return shared;
+}
+
+CpuCellCodec::CpuCellCodec(const KvLayout& layout, CodecProfile profile,
+                           SharedProjections projections, const HeadTable* table,
+                           const KernelTable& kernels)
     : layout_(layout),
       profile_(std::move(profile)),
       format_(CellFormat::Make(layout_, profile_)),
       kernels_(kernels),
+      table_(table),
+      key_projection_(std::move(projections.keys)),
+      value_projection_(std::move(projections.values)),
+      key_groups_(KeyGroups(profile_, layout_, table)),
+      outlier_groups_(SecondSketchGroups(profile_)),
+      value_groups_(ValueGroups(profile_, layout_, table)),
       key_fp8_(Fp8Values(layout_.key_dtype, layout_.key_scale)),
       value_fp8_(Fp8Values(layout_.value_dtype, layout_.value_scale)) {
-  if (profile_.key_codec == KeyCodec::kRaw) return;
-  projection_ = std::make_unique<const ProjectionMatrix>(profile_.projection, layout_.head_dim,
-                                                         profile_.sign_bits, profile_.seed);
+  if (profile_.projection == Projection::kBasis) {
+    key_projection_ =
+        std::make_shared<const ProjectionMatrix>(layout_.head_dim, table_->key_basis.rows);
+  }
+  if (profile_.value_codec == ValueCodec::kBasis) {
+    value_projection_ =
+        std::make_shared<const ProjectionMatrix>(layout_.value_dim, table_->value_basis.rows);
+  }
   if (profile_.outlier_method == OutlierMethod::kSketch) {
-    columns_ = Columns(*projection_, profile_.sign_bits, kernels_);
+    columns_ = Columns(*key_projection_, profile_.sign_bits, kernels_);
+  }
+  if (profile_.outlier_source == OutlierSource::kTable) {
+    for (const uint32_t channel : table_->outlier_channels) {
+      table_channels_.push_back(static_cast<uint8_t>(channel));
+      table_channels_.push_back(static_cast<uint8_t>(channel >> 8));
+    }
   }
 }
 
 std::span<const float> CpuCellCodec::dense_projection() const {
-  return projection_ == nullptr ? std::span<const float>() : projection_->dense();
+  if (key_projection_ == nullptr || profile_.projection == Projection::kBasis) return {};
+  return key_projection_->dense();
+}
+
+const float* CpuCellCodec::key_mean() const {
+  return profile_.centering == Centering::kTable ? table_->key_mean.data() : nullptr;
+}
+
+const float* CpuCellCodec::value_mean() const {
+  const bool centered = profile_.value_codec == ValueCodec::kBasis && !table_->value_mean.empty();
+  return centered ? table_->value_mean.data() : nullptr;
+}
+
+uint32_t CpuCellCodec::value_rows() const {
+  return value_projection_ == nullptr ? layout_.value_dim : value_projection_->rows();
+}
+
+const uint8_t* CpuCellCodec::OutlierChannels(const uint8_t* cell, uint32_t group) const {
+  if (profile_.outlier_source == OutlierSource::kTable) return table_channels_.data();
+  return cell + format_.outlier_channels + size_t{2} * group * profile_.num_outliers;
 }
 
 RowsArgs CpuCellCodec::KeyRows(RowsView view) const {
@@ -121,13 +183,6 @@ RowsArgs CpuCellCodec::StoredValueRows(const uint8_t* cell) const {
   if (layout_.value_source == ValueSource::kKeyPrefix) return StoredKeyRows(cell);
   return {cell + format_.values, layout_.value_row_bytes(),
           static_cast<uint32_t>(layout_.value_dtype), value_fp8_.data()};
-}
-
-ValueCodesArgs CpuCellCodec::ValueCodes(const uint8_t* cell, int scale_exponent,
-                                        int minimum_exponent) const {
-  return {layout_.value_dim,          profile_.value_group_size, format_.value_groups,
-          profile_.value_bits,        format_.value_row_bytes,   cell + format_.values,
-          cell + format_.value_lines, MakePow2(scale_exponent),  MakePow2(minimum_exponent)};
 }
 
 }  // namespace sketchkv

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/code_book.h"
 #include "kernels/codec.h"
 #include "kernels/cpu/kernel_table.h"
 #include "kernels/format.h"
@@ -12,43 +13,66 @@
 
 namespace sketchkv {
 
+// What several cells' codecs share: the projections of a profile (those that no table gives).
+struct SharedProjections {
+  std::shared_ptr<const ProjectionMatrix> keys;    // null for raw keys and a registered basis
+  std::shared_ptr<const ProjectionMatrix> values;  // null unless values are rotated
+};
+[[nodiscard]] SharedProjections MakeProjections(const KvLayout& layout,
+                                                const CodecProfile& profile);
+
 // One query in a codec's terms: what PrepareQueries keeps of it.
 class CpuQueries final : public PreparedQueries {
  public:
-  CpuQueries(uint32_t num_queries, size_t row, size_t projected_row)
+  CpuQueries(uint32_t num_queries, size_t row, size_t projected_row, size_t table_row)
       : PreparedQueries(num_queries),
         row_(row),
         projected_row_(projected_row),
+        table_row_(table_row),
         exponents_(num_queries),
+        biases_(num_queries),
         queries_(num_queries * row),
-        projected_(num_queries * projected_row) {}
+        projected_(num_queries * projected_row),
+        tables_(num_queries * table_row) {}
 
-  // Raw keys: q, padded with zeros to lanes. Sketch: q / 2^exponent, so that its largest number is
+  // Raw keys: q, padded with zeros to lanes. Else: q / 2^exponent, so that its largest number is
   // in [1, 2) and nothing overflows.
   [[nodiscard]] float* query(uint32_t q) { return queries_.data() + q * row_; }
   [[nodiscard]] const float* query(uint32_t q) const { return queries_.data() + q * row_; }
-  // -S q / 2^exponent, [sign_bits].
+  // S q / 2^exponent, [sign_bits]; kept for a second sketch only.
   [[nodiscard]] float* projected(uint32_t q) { return projected_.data() + q * projected_row_; }
   [[nodiscard]] const float* projected(uint32_t q) const {
     return projected_.data() + q * projected_row_;
   }
+  // What nibbles of planes add to the score of q / 2^exponent (BuildTables).
+  [[nodiscard]] float* tables(uint32_t q) { return tables_.data() + q * table_row_; }
+  [[nodiscard]] const float* tables(uint32_t q) const { return tables_.data() + q * table_row_; }
   [[nodiscard]] int exponent(uint32_t q) const { return exponents_[q]; }
   void set_exponent(uint32_t q, int exponent) { exponents_[q] = exponent; }
+  // <q, registered mean key>.
+  [[nodiscard]] float bias(uint32_t q) const { return biases_[q]; }
+  void set_bias(uint32_t q, float bias) { biases_[q] = bias; }
 
  private:
   size_t row_;
   size_t projected_row_;
+  size_t table_row_;
   std::vector<int> exponents_;
+  std::vector<float> biases_;
   std::vector<float> queries_;
   std::vector<float> projected_;
+  std::vector<float> tables_;
 };
 
-// The codec of a cell on the CPU, for any instruction set. Encode in cpu_encode*.cc, Decode in
-// cpu_decode.cc, queries in cpu_query.cc, Validate in cpu_validate.cc.
+// The codec of the cells of one head on the CPU, for any instruction set. Encode in
+// cpu_encode*.cc, Decode in cpu_decode.cc, queries in cpu_query.cc and cpu_attend.cc, Validate in
+// cpu_validate.cc.
 class CpuCellCodec final : public CellCodec {
  public:
-  // `layout` and `profile` are valid and fit each other; `kernels` are supported by this CPU.
-  CpuCellCodec(const KvLayout& layout, CodecProfile profile, const KernelTable& kernels);
+  // `layout`, `profile` and `table` are valid and fit each other; `kernels` are supported by this
+  // CPU. `table` outlives the codec and may be null when the profile uses none.
+  CpuCellCodec(const KvLayout& layout, CodecProfile profile, SharedProjections projections,
+               const HeadTable* table, const KernelTable& kernels);
 
   [[nodiscard]] size_t cell_bytes() const override { return format_.cell_bytes; }
   [[nodiscard]] size_t key_bytes() const override { return format_.key_bytes; }
@@ -72,10 +96,11 @@ class CpuCellCodec final : public CellCodec {
               AttentionPartial* partial) const override;
   void Finish(const AttentionPartial& partial, float* out, float* lse) const override;
 
+  // Of kOrthogonal and kGaussian.
   [[nodiscard]] std::span<const float> dense_projection() const;
 
  private:
-  struct Scores;       // cpu_query.cc
+  struct Scores;       // cpu_query.h
   struct SketchState;  // cpu_encode_keys.cc
 
   [[nodiscard]] RowsArgs KeyRows(RowsView view) const;
@@ -83,57 +108,86 @@ class CpuCellCodec final : public CellCodec {
   // Of a raw cell: its key rows, and its value rows (the key rows under kKeyPrefix).
   [[nodiscard]] RowsArgs StoredKeyRows(const uint8_t* cell) const;
   [[nodiscard]] RowsArgs StoredValueRows(const uint8_t* cell) const;
-  [[nodiscard]] ValueCodesArgs ValueCodes(const uint8_t* cell, int scale_exponent,
-                                          int minimum_exponent) const;
+  // The mean a table takes out of keys or values; null for none.
+  [[nodiscard]] const float* key_mean() const;
+  [[nodiscard]] const float* value_mean() const;
+  // Coordinates of a value in attention's partials: the channels, or the rows of a basis.
+  [[nodiscard]] uint32_t value_rows() const;
+  // The outlier channels of group `group` of tokens, as u16 [num_outliers].
+  [[nodiscard]] const uint8_t* OutlierChannels(const uint8_t* cell, uint32_t group) const;
 
-  // Rows to tiles divided by 2^exponent, so that the largest number is in [1, 2).
+  // Rows, less `mean`, to tiles divided by 2^exponent, so that the largest number is in [1, 2).
   [[nodiscard]] absl::Status LoadTiles(const RowsArgs& rows, absl::string_view what, uint32_t dim,
-                                       uint32_t num_tokens, float* tiles, int* exponent) const;
-  void EncodeKeys(float* tiles, uint32_t num_tiles, int exponent, CellHeader* header,
-                  uint8_t* cell) const;
-  void EncodeValues(const float* tiles, uint32_t num_tokens, int exponent, CellHeader* header,
-                    uint8_t* cell) const;
-  // A kind's numbers to fp16 with one exponent, which is returned; `values` becomes what a reader
-  // will see. count: a multiple of 16.
-  int StoreHalves(float* values, size_t count, uint8_t* out) const;
+                                       const float* mean, uint32_t num_tokens, float* tiles,
+                                       int* exponent) const;
+  void EncodeKeys(float* tiles, uint32_t num_tokens, int exponent, uint8_t* cell) const;
+  void EncodeMinMax(const float* tiles, uint32_t num_tokens, int exponent, uint8_t* cell) const;
+  void EncodeRotated(float* tiles, uint32_t num_tokens, int exponent, uint8_t* cell) const;
+  // Stores x * 2^exponent as scales; `x` [16] becomes what a reader will see, again without
+  // 2^exponent.
+  void StoreScales(float* x, int exponent, uint8_t* out) const;
+  void TakeBlockMean(SketchState* state, uint8_t* cell) const;
   void ChooseChannels(SketchState* state, uint32_t group, uint8_t* cell) const;
-  void SketchTile(SketchState* state, uint32_t tile, uint8_t* cell) const;
-  int StoreResiduals(SketchState* state, int key_exponent, uint8_t* cell) const;
+  void TakeOutliers(SketchState* state, uint32_t tile) const;
+  void SketchKeys(SketchState* state, uint32_t tile, uint8_t* cell) const;
+  void EncodeKeyCodes(SketchState* state, uint32_t tile, uint8_t* cell) const;
+  void SketchOutliers(SketchState* state, uint32_t tile, uint8_t* cell) const;
+  void StoreResiduals(SketchState* state, uint32_t tile, uint8_t* cell) const;
 
-  void DecodeKeyTile(const uint8_t* cell, const CellHeader& header, uint32_t tile,
-                     float* keys) const;
-  void AddOutliers(const uint8_t* cell, const CellHeader& header, uint32_t tile, float* keys) const;
+  // Keys of one tile without scale, mean or outliers: S^T z.
+  void ReconstructKeys(const uint8_t* cell, uint32_t tile, float* keys) const;
+  void DecodeKeyTile(const uint8_t* cell, uint32_t tile, float* keys) const;
+  void AddOutliers(const uint8_t* cell, uint32_t tile, float* keys) const;
   void DecodeKeys(const uint8_t* cell, uint32_t num_tokens, DType dtype, MutableRowsView out) const;
+  void DecodeValueTile(const uint8_t* cell, uint32_t tile, float* values) const;
   void DecodeValues(const uint8_t* cell, uint32_t num_tokens, DType dtype,
                     MutableRowsView out) const;
 
   void ScoreTiles(const uint8_t* cell, uint32_t tile_begin, uint32_t tile_end,
                   const CpuQueries& queries, uint32_t first_query, Scores* scores) const;
-  void ScoreGroups(const uint8_t* cell, const CellHeader& header, const CpuQueries& queries,
-                   uint32_t first_query, ScoreSignsArgs args) const;
+  void AddResiduals(const uint8_t* cell, uint32_t tile_begin, uint32_t tile_end,
+                    const CpuQueries& queries, uint32_t first_query, Scores* scores) const;
+  void ScoreGroups(const uint8_t* cell, const CpuQueries& queries, uint32_t first_query,
+                   ScorePlanesArgs args) const;
   void ScoreTokens(const uint8_t* cell, uint32_t token_begin, uint32_t token_end,
                    const CpuQueries& queries, uint32_t first_query, Scores* scores) const;
   void AttendValues(const uint8_t* cell, uint32_t token_begin, uint32_t token_end,
-                    uint32_t first_query, const Scores& scores, AttentionPartial* partial) const;
+                    uint32_t first_query, Scores* scores, AttentionPartial* partial) const;
+  void AttendMinMax(const uint8_t* cell, Scores* scores, AttendCodesArgs args) const;
 
   KvLayout layout_;
   CodecProfile profile_;
   CellFormat format_;
   const KernelTable& kernels_;
-  std::unique_ptr<const ProjectionMatrix> projection_;  // null for raw keys
+  const HeadTable* table_;
+  std::shared_ptr<const ProjectionMatrix> key_projection_;    // null for raw keys
+  std::shared_ptr<const ProjectionMatrix> value_projection_;  // null unless rotated or in a basis
+  std::vector<CodeGroup> key_groups_;
+  std::vector<CodeGroup> outlier_groups_;  // second sketch
+  std::vector<CodeGroup> value_groups_;
   std::vector<float> columns_;  // second sketch: S transposed, [head_dim][sign_bits]
-  std::vector<float> key_fp8_;  // [256] with the scale; empty unless fp8
+  std::vector<uint8_t> table_channels_;  // OutlierSource::kTable: u16 [num_outliers]
+  std::vector<float> key_fp8_;           // [256] with the scale; empty unless fp8
   std::vector<float> value_fp8_;
 };
 
+// Scales [16] of codes z of y = S x. energy: |x|^2, of a basis |y|^2; dot: <y, z>; square: <z, z>; row_energy: the
+// squared norm of a row of S.
+void CodeScales(ScaleRule rule, const float* energy, const float* dot, const float* square,
+                float row_energy, float* scales);
+
 // 2^exponent in three factors.
 [[nodiscard]] Pow2Factors MakePow2(int exponent);
-[[nodiscard]] CellHeader ReadHeader(const uint8_t* cell);
 [[nodiscard]] uint16_t ReadU16(const uint8_t* p);
 void WriteU16(uint8_t* p, uint16_t value);
-// Of numbers that stand for x * 2^(local + cell); 0 when there is none but 0.
-[[nodiscard]] inline int16_t HeaderExponent(int local, int cell) {
-  return static_cast<int16_t>(local == 0 ? 0 : local + cell);
+// x * 2^exponent through the three factors.
+[[nodiscard]] inline float ApplyPow2(float x, const Pow2Factors& p) {
+  return x * p.f[0] * p.f[1] * p.f[2];
 }
+// The float of a stored scale, and of a stored bf16 number.
+[[nodiscard]] float ScaleToFloat(uint16_t scale);
+[[nodiscard]] float Bf16ToFloat(uint16_t bits);
+// To nearest even, saturating at the largest finite.
+[[nodiscard]] uint16_t FloatToBf16(float x);
 
 }  // namespace sketchkv

@@ -38,6 +38,17 @@ void DecodeRows(const KernelTable& kernels, const RowsArgs& source, uint32_t dim
   }
 }
 
+// tile[c] = tile[c] * scales + mean[c].
+void ScaleTile(const float* scales, const float* mean, uint32_t dim, float* tile) {
+  for (uint32_t c = 0; c < dim; ++c) {
+    const float add = mean == nullptr ? 0.0f : mean[c];
+    for (uint32_t i = 0; i < kLanes; ++i) {
+      float* x = tile + size_t{c} * kLanes + i;
+      *x = *x * scales[i] + add;
+    }
+  }
+}
+
 }  // namespace
 
 absl::Status CpuCellCodec::Decode(std::span<const std::byte> cell, uint32_t num_tokens,
@@ -82,70 +93,107 @@ absl::Status CpuCellCodec::Decode(std::span<const std::byte> cell, uint32_t num_
 
 void CpuCellCodec::DecodeKeys(const uint8_t* cell, uint32_t num_tokens, DType dtype,
                               MutableRowsView out) const {
-  const CellHeader header = ReadHeader(cell);
   std::vector<float> tile(size_t{layout_.head_dim} * kLanes);
   for (uint32_t token = 0; token < num_tokens; token += kLanes) {
-    DecodeKeyTile(cell, header, token / kLanes, tile.data());
+    DecodeKeyTile(cell, token / kLanes, tile.data());
     kernels_.store_tile(tile.data(), std::min(kLanes, num_tokens - token), layout_.head_dim,
                         reinterpret_cast<uint8_t*>(out.data) + token * out.stride_bytes,
                         out.stride_bytes, static_cast<uint32_t>(dtype));
   }
 }
 
-void CpuCellCodec::DecodeKeyTile(const uint8_t* cell, const CellHeader& header, uint32_t tile,
-                                 float* keys) const {
-  const uint8_t* scales = cell + format_.key_scales + size_t{2} * tile * kLanes;
-  kernels_.reconstruct_tile(projection_->Args(),
-                            cell + format_.signs + tile * format_.sign_tile_bytes(), scales, keys);
-  kernels_.multiply(keys, size_t{layout_.head_dim} * kLanes, MakePow2(header.key_exponent));
-  if (profile_.num_outliers > 0) AddOutliers(cell, header, tile, keys);
+void CpuCellCodec::ReconstructKeys(const uint8_t* cell, uint32_t tile, float* keys) const {
+  const uint8_t* planes = cell + format_.plane_offset(tile);
+  if (profile_.key_codec == KeyCodec::kSketch) {
+    return kernels_.reconstruct_signs(key_projection_->Args(), planes, keys);
+  }
+  alignas(64) float rows[kMaxDim * kLanes];
+  kernels_.unpack_keys(key_groups_.data(), static_cast<uint32_t>(key_groups_.size()), planes, rows);
+  kernels_.back_project(key_projection_->Args(), rows, keys);
+}
+
+void CpuCellCodec::DecodeKeyTile(const uint8_t* cell, uint32_t tile, float* keys) const {
+  const uint32_t dim = layout_.head_dim;
+  ReconstructKeys(cell, tile, keys);
+  float scales[kLanes];
+  kernels_.load_scales(cell + format_.scale_offset(tile, format_.key_scale_row), kLanes, scales);
+  if (profile_.centering == Centering::kBlock) {
+    float mean[kMaxDim];
+    for (uint32_t c = 0; c < dim; ++c) {
+      mean[c] = Bf16ToFloat(ReadU16(cell + format_.mean + size_t{2} * c));
+    }
+    ScaleTile(scales, mean, dim, keys);
+  } else {
+    ScaleTile(scales, key_mean(), dim, keys);
+  }
+  if (profile_.num_outliers > 0) AddOutliers(cell, tile, keys);
 }
 
 // Residuals are added to the sketch; a second sketch replaces it at its channels.
-void CpuCellCodec::AddOutliers(const uint8_t* cell, const CellHeader& header, uint32_t tile,
-                               float* keys) const {
+void CpuCellCodec::AddOutliers(const uint8_t* cell, uint32_t tile, float* keys) const {
   const uint32_t count = profile_.num_outliers;
-  const bool second_sketch = profile_.outlier_method == OutlierMethod::kSketch;
-  const uint32_t group = second_sketch ? tile * kLanes / profile_.outlier_group_tokens : 0;
-  const uint8_t* channels = cell + format_.outlier_channels + size_t{2} * group * count;
-  const Pow2Factors factors = MakePow2(header.outlier_exponent);
-  if (second_sketch) {
+  const uint8_t* channels =
+      OutlierChannels(cell, tile * kLanes / profile_.outlier_group_tokens);
+  if (profile_.outlier_method == OutlierMethod::kSketch) {
     std::vector<float> sketch(size_t{layout_.head_dim} * kLanes);
-    kernels_.reconstruct_tile(projection_->Args(profile_.outlier_sign_bits),
-                              cell + format_.outlier_signs + tile * format_.outlier_tile_bytes(),
-                              cell + format_.outlier_scales + size_t{2} * tile * kLanes,
-                              sketch.data());
-    kernels_.multiply(sketch.data(), sketch.size(), factors);
+    kernels_.reconstruct_signs(key_projection_->Args(profile_.outlier_sign_bits),
+                               cell + format_.outlier_plane_offset(tile), sketch.data());
+    float scales[kLanes];
+    kernels_.load_scales(cell + format_.scale_offset(tile, format_.outlier_scale_row), kLanes,
+                         scales);
     for (uint32_t o = 0; o < count; ++o) {
       const size_t row = size_t{ReadU16(channels + 2 * o)} * kLanes;
-      std::copy_n(sketch.data() + row, kLanes, keys + row);
+      for (uint32_t i = 0; i < kLanes; ++i) keys[row + i] = sketch[row + i] * scales[i];
     }
     return;
   }
-  uint8_t halves[2 * kLanes] = {};
-  std::memcpy(halves, cell + format_.residual_scales, size_t{2} * count);
-  float scales[kLanes];
-  kernels_.from_half(halves, kLanes, scales);
-  kernels_.multiply(scales, kLanes, factors);
-  const uint8_t* residuals = cell + format_.residuals + size_t{tile} * count * kLanes;
+  const size_t first = size_t{tile} * count;
   for (uint32_t o = 0; o < count; ++o) {
+    const float scale = ScaleToFloat(ReadU16(cell + format_.residual_scales + 2 * (first + o)));
+    const uint8_t* residuals = cell + format_.residuals + (first + o) * kLanes;
     float* row = keys + size_t{ReadU16(channels + 2 * o)} * kLanes;
     for (uint32_t i = 0; i < kLanes; ++i) {
-      row[i] += scales[o] * static_cast<float>(static_cast<int8_t>(residuals[o * kLanes + i]));
+      row[i] += scale * static_cast<float>(static_cast<int8_t>(residuals[i]));
     }
   }
 }
 
-// In units of the larger of the two powers of two, so that code * scale cannot overflow where
-// scale * code + minimum does not.
+void CpuCellCodec::DecodeValueTile(const uint8_t* cell, uint32_t tile, float* values) const {
+  const uint32_t dim = layout_.value_dim;
+  const auto num_groups = static_cast<uint32_t>(value_groups_.size());
+  const uint8_t* lines = cell + format_.value_offset(tile);
+  if (profile_.value_codec != ValueCodec::kMinMax) {
+    alignas(64) float rows[kMaxDim * kLanes];
+    kernels_.unpack_values(value_groups_.data(), num_groups, lines, rows);
+    kernels_.back_project(value_projection_->Args(), rows, values);
+    float scales[kLanes];
+    kernels_.load_scales(cell + format_.scale_offset(tile, format_.value_scale_row), kLanes,
+                         scales);
+    return ScaleTile(scales, value_mean(), dim, values);
+  }
+  kernels_.unpack_values(value_groups_.data(), num_groups, lines, values);
+  const uint8_t* ranges = cell + format_.ranges + size_t{tile} * format_.value_groups * kLineBytes;
+  float scales[kLanes];
+  for (uint32_t c = 0; c < dim; ++c) {
+    const uint8_t* line = ranges + size_t{c / profile_.value_group_size} * kLineBytes;
+    if (c % profile_.value_group_size == 0) kernels_.load_scales(line, kLanes, scales);
+    for (uint32_t i = 0; i < kLanes; ++i) {
+      const auto zero = static_cast<int16_t>(ReadU16(line + kLineBytes / 2 + 2 * i));
+      float* x = values + size_t{c} * kLanes + i;
+      *x = scales[i] * (*x + kZeroPointUnit * static_cast<float>(zero));
+    }
+  }
+}
+
 void CpuCellCodec::DecodeValues(const uint8_t* cell, uint32_t num_tokens, DType dtype,
                                 MutableRowsView out) const {
-  const CellHeader header = ReadHeader(cell);
-  const int unit = std::max(header.value_exponent, header.minimum_exponent);
-  kernels_.decode_values(
-      {ValueCodes(cell, header.value_exponent - unit, header.minimum_exponent - unit), num_tokens,
-       MakePow2(unit), reinterpret_cast<uint8_t*>(out.data), out.stride_bytes,
-       static_cast<uint32_t>(dtype)});
+  std::vector<float> tile(size_t{layout_.value_dim} * kLanes);
+  for (uint32_t token = 0; token < num_tokens; token += kLanes) {
+    DecodeValueTile(cell, token / kLanes, tile.data());
+    kernels_.store_tile(tile.data(), std::min(kLanes, num_tokens - token), layout_.value_dim,
+                        reinterpret_cast<uint8_t*>(out.data) + token * out.stride_bytes,
+                        out.stride_bytes, static_cast<uint32_t>(dtype));
+  }
 }
 
 }  // namespace sketchkv

@@ -30,9 +30,12 @@ absl::Status NotFinite(absl::string_view what, const float* tiles, uint32_t dim,
   return absl::InternalError("no number that is not finite");
 }
 
-// The largest number, divided by 2^exponent, lies in [2^14, 2^15). Below 0 unless all are 0, since
-// tiles are divided by the cell's power of two.
-int HalfExponent(float largest) { return largest == 0.0f ? 0 : FloorLog2(largest) - 14; }
+// tile[c] -= mean[c] for the tokens that are there.
+void SubtractMean(const float* mean, uint32_t dim, uint32_t num_tokens, float* tile) {
+  for (uint32_t c = 0; c < dim; ++c) {
+    for (uint32_t i = 0; i < num_tokens; ++i) tile[size_t{c} * kLanes + i] -= mean[c];
+  }
+}
 
 void CopyRows(RowsView rows, uint32_t num_tokens, size_t row_bytes, uint8_t* out) {
   for (uint32_t token = 0; token < num_tokens; ++token) {
@@ -41,6 +44,15 @@ void CopyRows(RowsView rows, uint32_t num_tokens, size_t row_bytes, uint8_t* out
 }
 
 }  // namespace
+
+void CodeScales(ScaleRule rule, const float* energy, const float* dot, const float* square,
+                float row_energy, float* scales) {
+  for (uint32_t i = 0; i < kLanes; ++i) {
+    const bool exact = rule == ScaleRule::kExact;
+    const float over = exact ? dot[i] : square[i] * row_energy;
+    scales[i] = over > 0.0f ? (exact ? energy[i] : dot[i]) / over : 0.0f;
+  }
+}
 
 absl::Status CpuCellCodec::Encode(RowsView keys, RowsView values, uint32_t num_tokens,
                                   std::span<std::byte> cell) const {
@@ -57,41 +69,39 @@ absl::Status CpuCellCodec::Encode(RowsView keys, RowsView values, uint32_t num_t
   const size_t padded = RoundUp(num_tokens, kLanes);
   const auto tiles = std::make_unique_for_overwrite<float[]>(
       padded * std::max(layout_.head_dim, layout_.value_dim));
-  CellHeader header{};
-  header.tag_and_version = static_cast<uint8_t>(kCellTag | kFormatVersion);
-  header.codecs = CodecsByte(profile_);
-  header.num_tokens = static_cast<uint16_t>(num_tokens);
-
   int exponent = 0;
-  SKETCHKV_RETURN_IF_ERROR(
-      LoadTiles(KeyRows(keys), "keys", layout_.head_dim, num_tokens, tiles.get(), &exponent));
+  SKETCHKV_RETURN_IF_ERROR(LoadTiles(KeyRows(keys), "keys", layout_.head_dim, key_mean(),
+                                     num_tokens, tiles.get(), &exponent));
   if (profile_.key_codec == KeyCodec::kRaw) {
     CopyRows(keys, num_tokens, layout_.key_row_bytes(), bytes + format_.raw_keys);
   } else {
-    EncodeKeys(tiles.get(), static_cast<uint32_t>(padded / kLanes), exponent, &header, bytes);
+    EncodeKeys(tiles.get(), num_tokens, exponent, bytes);
   }
-  if (layout_.value_source == ValueSource::kSeparate) {
-    SKETCHKV_RETURN_IF_ERROR(LoadTiles(ValueRows(values), "values", layout_.value_dim, num_tokens,
-                                       tiles.get(), &exponent));
-    if (profile_.value_codec == ValueCodec::kRaw) {
-      CopyRows(values, num_tokens, layout_.value_row_bytes(), bytes + format_.values);
-    } else {
-      EncodeValues(tiles.get(), num_tokens, exponent, &header, bytes);
-    }
+  if (layout_.value_source == ValueSource::kKeyPrefix) return absl::OkStatus();
+  SKETCHKV_RETURN_IF_ERROR(LoadTiles(ValueRows(values), "values", layout_.value_dim, value_mean(),
+                                     num_tokens, tiles.get(), &exponent));
+  if (profile_.value_codec == ValueCodec::kRaw) {
+    CopyRows(values, num_tokens, layout_.value_row_bytes(), bytes + format_.values);
+  } else if (profile_.value_codec == ValueCodec::kMinMax) {
+    EncodeMinMax(tiles.get(), num_tokens, exponent, bytes);
+  } else {
+    EncodeRotated(tiles.get(), num_tokens, exponent, bytes);
   }
-  std::memcpy(bytes, &header, sizeof(header));
   return absl::OkStatus();
 }
 
 absl::Status CpuCellCodec::LoadTiles(const RowsArgs& rows, absl::string_view what, uint32_t dim,
-                                     uint32_t num_tokens, float* tiles, int* exponent) const {
+                                     const float* mean, uint32_t num_tokens, float* tiles,
+                                     int* exponent) const {
   const size_t tile_floats = size_t{dim} * kLanes;
   uint32_t largest = 0;
   float* tile = tiles;
   for (uint32_t token = 0; token < num_tokens; token += kLanes, tile += tile_floats) {
     RowsArgs tile_rows = rows;
     tile_rows.data += token * rows.stride;
-    kernels_.load_tile(tile_rows, std::min(kLanes, num_tokens - token), dim, tile);
+    const uint32_t count = std::min(kLanes, num_tokens - token);
+    kernels_.load_tile(tile_rows, count, dim, tile);
+    if (mean != nullptr) SubtractMean(mean, dim, count, tile);
     largest = std::max(largest, kernels_.max_abs_bits(tile, tile_floats));
   }
   if (largest >= kInfinityBits) return NotFinite(what, tiles, dim, num_tokens);
@@ -100,50 +110,54 @@ absl::Status CpuCellCodec::LoadTiles(const RowsArgs& rows, absl::string_view wha
   return absl::OkStatus();
 }
 
-int CpuCellCodec::StoreHalves(float* values, size_t count, uint8_t* out) const {
-  const auto largest = std::bit_cast<float>(kernels_.max_abs_bits(values, count));
-  const int exponent = HalfExponent(largest);
-  kernels_.multiply(values, count, MakePow2(-exponent));
-  kernels_.to_half(values, count, out);
-  kernels_.from_half(out, count, values);
-  kernels_.multiply(values, count, MakePow2(exponent));
-  return exponent;
+void CpuCellCodec::StoreScales(float* x, int exponent, uint8_t* out) const {
+  kernels_.multiply(x, kLanes, MakePow2(exponent));
+  kernels_.store_scales(x, kLanes, out);
+  kernels_.load_scales(out, kLanes, x);
+  kernels_.multiply(x, kLanes, MakePow2(-exponent));
 }
 
-void CpuCellCodec::EncodeValues(const float* tiles, uint32_t num_tokens, int exponent,
-                                CellHeader* header, uint8_t* cell) const {
-  const uint32_t num_tiles = static_cast<uint32_t>(RoundUp(num_tokens, kLanes) / kLanes);
-  const size_t tile_floats = size_t{layout_.value_dim} * kLanes;
-  const size_t tile_ranges = size_t{format_.value_groups} * 2 * kLanes;
-  const size_t count = num_tiles * tile_ranges;
-  std::vector<float> ranges(count);
-  ValueCodesArgs args = ValueCodes(cell, 0, 0);
-  for (uint32_t tile = 0; tile < num_tiles; ++tile) {
-    kernels_.value_ranges(args, tiles + tile * tile_floats, ranges.data() + tile * tile_ranges);
+void CpuCellCodec::EncodeMinMax(const float* tiles, uint32_t num_tokens, int exponent,
+                                uint8_t* cell) const {
+  std::vector<uint8_t> codes(size_t{layout_.value_dim} * kLanes);
+  // Tokens that are not there leave zeros: both ranges and codes of a row of zeros are 0.
+  for (uint32_t first = 0; first < num_tokens; first += kLanes) {
+    const uint32_t tile = first / kLanes;
+    kernels_.value_ranges({layout_.value_dim, profile_.value_group_size, format_.value_groups,
+                           profile_.value_bits, MakePow2(exponent), MakePow2(-exponent),
+                           tiles + size_t{tile} * layout_.value_dim * kLanes,
+                           cell + format_.ranges + size_t{tile} * format_.value_groups * kLineBytes,
+                           codes.data()});
+    PackValues(value_groups_, codes.data(), std::min(kLanes, num_tokens - first),
+               cell + format_.value_offset(tile));
   }
-  // Scales and minima alternate in one line but have an exponent each.
-  float largest_scale = 0.0f;
-  float largest_minimum = 0.0f;
-  for (size_t i = 0; i < count; ++i) {
-    float& largest = i % (2 * kLanes) < kLanes ? largest_scale : largest_minimum;
-    largest = std::max(largest, std::fabs(ranges[i]));
-  }
-  const int scale_exponent = HalfExponent(largest_scale);
-  const int minimum_exponent = HalfExponent(largest_minimum);
-  for (size_t i = 0; i < count; i += 2 * kLanes) {
-    kernels_.multiply(ranges.data() + i, kLanes, MakePow2(-scale_exponent));
-    kernels_.multiply(ranges.data() + i + kLanes, kLanes, MakePow2(-minimum_exponent));
-  }
-  kernels_.to_half(ranges.data(), count, cell + format_.value_lines);
-  header->value_exponent = HeaderExponent(scale_exponent, exponent);
-  header->minimum_exponent = HeaderExponent(minimum_exponent, exponent);
+}
 
-  args = ValueCodes(cell, scale_exponent, minimum_exponent);
-  for (uint32_t tile = 0; tile < num_tiles; ++tile) {
-    const uint32_t first = tile * kLanes;
-    kernels_.quantize_values(args, tiles + tile * tile_floats, std::min(kLanes, num_tokens - first),
-                             cell + format_.values + first * format_.value_row_bytes);
-    args.lines += size_t{format_.value_groups} * kLineBytes;
+void CpuCellCodec::EncodeRotated(float* tiles, uint32_t num_tokens, int exponent,
+                                 uint8_t* cell) const {
+  const ProjectionArgs projection = value_projection_->Args();
+  const uint32_t rows = projection.rows;
+  // Rows of a rotation have the norm sqrt(d), those of a basis 1.
+  const float row_energy =
+      profile_.value_codec == ValueCodec::kBasis ? 1.0f : static_cast<float>(layout_.value_dim);
+  std::vector<float> projected(RoundUp(rows, layout_.value_dim) * kLanes);
+  std::vector<uint8_t> codes(size_t{rows} * kLanes);
+  for (uint32_t first = 0; first < num_tokens; first += kLanes) {
+    const uint32_t tile = first / kLanes;
+    const float* values = tiles + size_t{tile} * layout_.value_dim * kLanes;
+    kernels_.project_tile(projection, values, projected.data());
+    float dot[kLanes], square[kLanes], scales[kLanes];
+    kernels_.encode_codes({value_groups_.data(), static_cast<uint32_t>(value_groups_.size()), rows,
+                           projected.data(), codes.data(), dot, square});
+    PackValues(value_groups_, codes.data(), std::min(kLanes, num_tokens - first),
+               cell + format_.value_offset(tile));
+    // A basis may leave coordinates out; exact is the part that is stored.
+    float energy[kLanes];
+    const bool basis = profile_.value_codec == ValueCodec::kBasis;
+    kernels_.token_energy(basis ? projected.data() : values, basis ? rows : layout_.value_dim,
+                          energy);
+    CodeScales(profile_.value_scale_rule, energy, dot, square, row_energy, scales);
+    StoreScales(scales, exponent, cell + format_.scale_offset(tile, format_.value_scale_row));
   }
 }
 

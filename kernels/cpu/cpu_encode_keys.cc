@@ -4,6 +4,7 @@
 #include <numeric>
 #include <vector>
 
+#include "kernels/base/checked_math.h"
 #include "kernels/cpu/cpu_codec.h"
 #include "kernels/exact_math.h"
 
@@ -24,150 +25,192 @@ std::vector<uint32_t> LargestChannels(const std::vector<float>& energy, uint32_t
   return channels;
 }
 
-float Scale(ScaleRule rule, uint32_t sign_bits, float energy, float dot) {
+// Of a sign sketch.
+float SketchScale(ScaleRule rule, uint32_t sign_bits, float energy, float dot) {
   if (energy == 0.0f || dot == 0.0f) return 0.0f;
   if (rule == ScaleRule::kExact) return energy / dot;
   return kSqrtHalfPi / static_cast<float>(sign_bits) * std::sqrt(energy);
 }
 
+// Tokens of tile `tile`.
+uint32_t TokensIn(uint32_t tile, uint32_t num_tokens) {
+  return std::min(kLanes, num_tokens - tile * kLanes);
+}
+
 }  // namespace
 
-// Of one cell's keys while they are sketched. Tiles are divided by the cell's power of two.
+// Of one cell's keys while they are encoded. Tiles are divided by 2^exponent.
 struct CpuCellCodec::SketchState {
-  float* tiles = nullptr;  // [num_tiles][head_dim][16]; outlier rows become 0 as tiles are sketched
+  float* tiles = nullptr;  // [num_tiles][head_dim][16]; outlier rows become 0
+  uint32_t num_tokens = 0;
   uint32_t num_tiles = 0;
-  std::vector<uint32_t> channels;     // of the group of the tile at hand
-  std::vector<float> outliers;        // [num_tiles][num_outliers][16]: what was in those rows
-  std::vector<float> scales;          // [num_tiles][16]
-  std::vector<float> outlier_scales;  // second sketch: likewise
-
-  [[nodiscard]] float* tile(uint32_t tile_index, uint32_t dim) {
-    return tiles + size_t{tile_index} * dim * kLanes;
-  }
+  int exponent = 0;
+  const uint8_t* channels = nullptr;  // u16, of the group of the tile at hand
+  std::vector<float> outliers;        // [num_outliers][16]: what was in those rows of the tile
+  std::vector<float> projected;       // codes: [rows][16]
+  std::vector<uint8_t> codes;         // codes: [rows][16]
+  float scales[kLanes] = {};          // of the tile, as a reader will see them / 2^exponent
 };
 
-void CpuCellCodec::EncodeKeys(float* tiles, uint32_t num_tiles, int exponent, CellHeader* header,
+void CpuCellCodec::EncodeKeys(float* tiles, uint32_t num_tokens, int exponent,
                               uint8_t* cell) const {
   SketchState state;
   state.tiles = tiles;
-  state.num_tiles = num_tiles;
-  state.outliers.resize(size_t{num_tiles} * profile_.num_outliers * kLanes);
-  state.scales.resize(size_t{num_tiles} * kLanes);
-  const bool second_sketch = profile_.outlier_method == OutlierMethod::kSketch;
-  if (second_sketch) state.outlier_scales.resize(size_t{num_tiles} * kLanes);
-
-  const uint32_t group_tiles = std::max(1u, profile_.outlier_group_tokens / kLanes);
-  for (uint32_t tile = 0; tile < num_tiles; ++tile) {
-    if (second_sketch && tile % group_tiles == 0) {
-      ChooseChannels(&state, tile / group_tiles, cell);
-    } else if (profile_.outlier_method == OutlierMethod::kResidual && tile == 0) {
-      ChooseChannels(&state, 0, cell);
-    }
-    SketchTile(&state, tile, cell);
+  state.num_tokens = num_tokens;
+  state.num_tiles = static_cast<uint32_t>(RoundUp(num_tokens, kLanes) / kLanes);
+  state.exponent = exponent;
+  state.outliers.resize(size_t{profile_.num_outliers} * kLanes);
+  if (profile_.key_codec == KeyCodec::kCodes) {
+    const uint32_t rows = key_projection_->rows();
+    state.projected.resize(RoundUp(rows, layout_.head_dim) * kLanes);
+    state.codes.resize(size_t{rows} * kLanes);
   }
-  const int key_exponent =
-      StoreHalves(state.scales.data(), state.scales.size(), cell + format_.key_scales);
-  header->key_exponent = HeaderExponent(key_exponent, exponent);
-  if (second_sketch) {
-    const int outlier_exponent = StoreHalves(
-        state.outlier_scales.data(), state.outlier_scales.size(), cell + format_.outlier_scales);
-    header->outlier_exponent = HeaderExponent(outlier_exponent, exponent);
-  } else if (profile_.num_outliers > 0) {
-    header->outlier_exponent = HeaderExponent(StoreResiduals(&state, key_exponent, cell), exponent);
+  if (profile_.centering == Centering::kBlock) TakeBlockMean(&state, cell);
+  const uint32_t group_tiles = std::max(
+      1u, static_cast<uint32_t>(RoundUp(profile_.outlier_group_tokens, kLanes)) / kLanes);
+  for (uint32_t tile = 0; tile < state.num_tiles; ++tile) {
+    if (profile_.num_outliers > 0) {
+      if (format_.outlier_groups > 0 && tile % group_tiles == 0) {
+        ChooseChannels(&state, tile / group_tiles, cell);
+      }
+      state.channels = OutlierChannels(cell, tile / group_tiles);
+      TakeOutliers(&state, tile);
+    }
+    if (profile_.key_codec == KeyCodec::kCodes) {
+      EncodeKeyCodes(&state, tile, cell);
+    } else {
+      SketchKeys(&state, tile, cell);
+    }
+    if (profile_.outlier_method == OutlierMethod::kSketch) SketchOutliers(&state, tile, cell);
+    if (profile_.outlier_method == OutlierMethod::kResidual) StoreResiduals(&state, tile, cell);
+  }
+}
+
+// The mean is stored as bf16, and what was stored is subtracted.
+void CpuCellCodec::TakeBlockMean(SketchState* state, uint8_t* cell) const {
+  const uint32_t dim = layout_.head_dim;
+  const Pow2Factors up = MakePow2(state->exponent);
+  const Pow2Factors down = MakePow2(-state->exponent);
+  for (uint32_t c = 0; c < dim; ++c) {
+    float sum = 0.0f;
+    for (uint32_t t = 0; t < state->num_tokens; ++t) {
+      sum += state->tiles[(size_t{t / kLanes} * dim + c) * kLanes + t % kLanes];
+    }
+    const uint16_t mean = FloatToBf16(ApplyPow2(sum / static_cast<float>(state->num_tokens), up));
+    WriteU16(cell + format_.mean + size_t{2} * c, mean);
+    const float taken = ApplyPow2(Bf16ToFloat(mean), down);
+    for (uint32_t t = 0; t < state->num_tokens; ++t) {
+      state->tiles[(size_t{t / kLanes} * dim + c) * kLanes + t % kLanes] -= taken;
+    }
   }
 }
 
 void CpuCellCodec::ChooseChannels(SketchState* state, uint32_t group, uint8_t* cell) const {
-  uint32_t first = 0;
-  uint32_t count = state->num_tiles;
-  if (profile_.outlier_method == OutlierMethod::kSketch) {
-    const uint32_t group_tiles = profile_.outlier_group_tokens / kLanes;
-    first = group * group_tiles;
-    count = std::min(group_tiles, state->num_tiles - first);
-  }
-  std::vector<float> energy(layout_.head_dim);
-  kernels_.channel_energy(state->tile(first, layout_.head_dim), count, layout_.head_dim,
-                          energy.data());
-  state->channels = LargestChannels(energy, profile_.num_outliers);
+  const uint32_t dim = layout_.head_dim;
+  const uint32_t group_tiles =
+      static_cast<uint32_t>(RoundUp(profile_.outlier_group_tokens, kLanes)) / kLanes;
+  const uint32_t first = group * group_tiles;
+  const uint32_t count = std::min(group_tiles, state->num_tiles - first);
+  std::vector<float> energy(dim);
+  kernels_.channel_energy(state->tiles + size_t{first} * dim * kLanes, count, dim, energy.data());
   uint8_t* out = cell + format_.outlier_channels + size_t{2} * group * profile_.num_outliers;
-  for (uint32_t channel : state->channels) {
+  for (const uint32_t channel : LargestChannels(energy, profile_.num_outliers)) {
     WriteU16(out, static_cast<uint16_t>(channel));
     out += 2;
   }
 }
 
-// Sketches one tile without its outlier channels, then, for the second sketch, those alone.
-void CpuCellCodec::SketchTile(SketchState* state, uint32_t tile_index, uint8_t* cell) const {
-  const uint32_t dim = layout_.head_dim;
-  float* tile = state->tile(tile_index, dim);
-  float* outliers = state->outliers.data() + size_t{tile_index} * profile_.num_outliers * kLanes;
-  for (size_t o = 0; o < state->channels.size(); ++o) {
-    float* row = tile + size_t{state->channels[o]} * kLanes;
-    std::copy_n(row, kLanes, outliers + o * kLanes);
+void CpuCellCodec::TakeOutliers(SketchState* state, uint32_t tile) const {
+  for (uint32_t o = 0; o < profile_.num_outliers; ++o) {
+    const size_t channel = ReadU16(state->channels + 2 * o);
+    float* row = state->tiles + (size_t{tile} * layout_.head_dim + channel) * kLanes;
+    std::copy_n(row, kLanes, state->outliers.data() + size_t{o} * kLanes);
     std::fill_n(row, kLanes, 0.0f);
-  }
-  float energy[kLanes], dot[kLanes];
-  ProjectionArgs projection = projection_->Args();
-  kernels_.sketch_tile({&projection, tile,
-                        cell + format_.signs + tile_index * format_.sign_tile_bytes(), energy,
-                        dot});
-  float* scales = state->scales.data() + size_t{tile_index} * kLanes;
-  for (uint32_t i = 0; i < kLanes; ++i) {
-    scales[i] = Scale(profile_.scale_rule, profile_.sign_bits, energy[i], dot[i]);
-  }
-  if (profile_.outlier_method != OutlierMethod::kSketch) return;
-
-  std::fill_n(tile, size_t{dim} * kLanes, 0.0f);
-  for (size_t o = 0; o < state->channels.size(); ++o) {
-    std::copy_n(outliers + o * kLanes, kLanes, tile + size_t{state->channels[o]} * kLanes);
-  }
-  projection = projection_->Args(profile_.outlier_sign_bits);
-  kernels_.sketch_tile({&projection, tile,
-                        cell + format_.outlier_signs + tile_index * format_.outlier_tile_bytes(),
-                        energy, dot});
-  scales = state->outlier_scales.data() + size_t{tile_index} * kLanes;
-  for (uint32_t i = 0; i < kLanes; ++i) {
-    scales[i] = Scale(profile_.scale_rule, profile_.outlier_sign_bits, energy[i], dot[i]);
   }
 }
 
-// int8 of what the sketch, with its rounded scale, leaves over at the outlier channels. Returns the
-// exponent of their scales.
-int CpuCellCodec::StoreResiduals(SketchState* state, int key_exponent, uint8_t* cell) const {
-  const uint32_t dim = layout_.head_dim;
-  const uint32_t count = profile_.num_outliers;
-  const ProjectionArgs projection = projection_->Args();
-  const float unit = PowerOfTwo(key_exponent);
-  float scales[kLanes] = {};  // kLanes >= num_outliers
-  for (uint32_t tile = 0; tile < state->num_tiles; ++tile) {
-    float* keys = state->tile(tile, dim);  // no longer needed: takes the reconstruction
-    kernels_.reconstruct_tile(projection, cell + format_.signs + tile * format_.sign_tile_bytes(),
-                              cell + format_.key_scales + size_t{2} * tile * kLanes, keys);
-    for (uint32_t o = 0; o < count; ++o) {
-      float* residual = state->outliers.data() + (size_t{tile} * count + o) * kLanes;
-      const float* sketch = keys + size_t{state->channels[o]} * kLanes;
-      for (uint32_t i = 0; i < kLanes; ++i) {
-        residual[i] = residual[i] - sketch[i] * unit;
-        scales[o] = std::max(scales[o], std::fabs(residual[i]) / 127.0f);
-      }
-    }
+void CpuCellCodec::SketchKeys(SketchState* state, uint32_t tile, uint8_t* cell) const {
+  const ProjectionArgs projection = key_projection_->Args();
+  float energy[kLanes], dot[kLanes];
+  kernels_.sketch_tile({&projection, state->tiles + size_t{tile} * layout_.head_dim * kLanes,
+                        cell + format_.plane_offset(tile), energy, dot});
+  for (uint32_t i = 0; i < kLanes; ++i) {
+    state->scales[i] = SketchScale(profile_.scale_rule, profile_.sign_bits, energy[i], dot[i]);
   }
-  for (float& scale : scales) scale = scale > kNegligibleResidual ? scale : 0.0f;
-  uint8_t halves[2 * kLanes];
-  const int exponent = StoreHalves(scales, kLanes, halves);
-  std::memcpy(cell + format_.residual_scales, halves, size_t{2} * count);
-  for (size_t row = 0; row < size_t{state->num_tiles} * count; ++row) {
-    const float scale = scales[row % count];
-    for (uint32_t i = 0; i < kLanes; ++i) {
-      const float x = scale == 0.0f ? 0.0f : state->outliers[row * kLanes + i] / scale;
+  StoreScales(state->scales, state->exponent,
+              cell + format_.scale_offset(tile, format_.key_scale_row));
+}
+
+void CpuCellCodec::EncodeKeyCodes(SketchState* state, uint32_t tile, uint8_t* cell) const {
+  const ProjectionArgs projection = key_projection_->Args();
+  const float* keys = state->tiles + size_t{tile} * layout_.head_dim * kLanes;
+  kernels_.project_tile(projection, keys, state->projected.data());
+  float dot[kLanes], square[kLanes], energy[kLanes];
+  kernels_.encode_codes({key_groups_.data(), static_cast<uint32_t>(key_groups_.size()),
+                         projection.rows, state->projected.data(), state->codes.data(), dot,
+                         square});
+  PackKeys(key_groups_, state->codes.data(), TokensIn(tile, state->num_tokens),
+           cell + format_.plane_offset(tile));
+  // A basis may leave coordinates out; exact is the part that is stored.
+  const bool basis = profile_.projection == Projection::kBasis;
+  kernels_.token_energy(basis ? state->projected.data() : keys,
+                        basis ? projection.rows : layout_.head_dim, energy);
+  const float row_energy = basis ? 1.0f : static_cast<float>(layout_.head_dim);
+  CodeScales(profile_.scale_rule, energy, dot, square, row_energy, state->scales);
+  StoreScales(state->scales, state->exponent,
+              cell + format_.scale_offset(tile, format_.key_scale_row));
+}
+
+// The second sketch: of the outlier channels alone.
+void CpuCellCodec::SketchOutliers(SketchState* state, uint32_t tile, uint8_t* cell) const {
+  const uint32_t dim = layout_.head_dim;
+  float* keys = state->tiles + size_t{tile} * dim * kLanes;  // no longer needed
+  std::fill_n(keys, size_t{dim} * kLanes, 0.0f);
+  for (uint32_t o = 0; o < profile_.num_outliers; ++o) {
+    std::copy_n(state->outliers.data() + size_t{o} * kLanes, kLanes,
+                keys + size_t{ReadU16(state->channels + 2 * o)} * kLanes);
+  }
+  const ProjectionArgs projection = key_projection_->Args(profile_.outlier_sign_bits);
+  float energy[kLanes], dot[kLanes], scales[kLanes];
+  kernels_.sketch_tile(
+      {&projection, keys, cell + format_.outlier_plane_offset(tile), energy, dot});
+  for (uint32_t i = 0; i < kLanes; ++i) {
+    scales[i] = SketchScale(profile_.scale_rule, profile_.outlier_sign_bits, energy[i], dot[i]);
+  }
+  StoreScales(scales, state->exponent,
+              cell + format_.scale_offset(tile, format_.outlier_scale_row));
+}
+
+// int8 of what the sketch, with its rounded scale, leaves over at the outlier channels, one scale a
+// channel of the tile.
+void CpuCellCodec::StoreResiduals(SketchState* state, uint32_t tile, uint8_t* cell) const {
+  const uint32_t count = profile_.num_outliers;
+  float* keys = state->tiles + size_t{tile} * layout_.head_dim * kLanes;  // no longer needed
+  ReconstructKeys(cell, tile, keys);
+  float scales[kLanes] = {};  // kLanes >= num_outliers
+  for (uint32_t o = 0; o < count; ++o) {
+    float* residual = state->outliers.data() + size_t{o} * kLanes;
+    const float* sketch = keys + size_t{ReadU16(state->channels + 2 * o)} * kLanes;
+    for (uint32_t i = 0; i < TokensIn(tile, state->num_tokens); ++i) {
+      residual[i] = residual[i] - sketch[i] * state->scales[i];
+      scales[o] = std::max(scales[o], std::fabs(residual[i]) / 127.0f);
+    }
+    scales[o] = scales[o] > kNegligibleResidual ? scales[o] : 0.0f;
+  }
+  uint8_t stored[2 * kLanes];
+  StoreScales(scales, state->exponent, stored);
+  std::memcpy(cell + format_.residual_scales + size_t{2} * tile * count, stored, size_t{2} * count);
+  for (uint32_t o = 0; o < count; ++o) {
+    uint8_t* out = cell + format_.residuals + (size_t{tile} * count + o) * kLanes;
+    for (uint32_t i = 0; i < TokensIn(tile, state->num_tokens); ++i) {
+      const float x =
+          scales[o] == 0.0f ? 0.0f : state->outliers[size_t{o} * kLanes + i] / scales[o];
       const float code = std::clamp(x, -127.0f, 127.0f);
       // To the nearest integer, ties to even, whatever the rounding mode of the machine's library.
       const float rounded = (code + 12582912.0f) - 12582912.0f;
-      cell[format_.residuals + row * kLanes + i] =
-          static_cast<uint8_t>(static_cast<int8_t>(rounded));
+      out[i] = static_cast<uint8_t>(static_cast<int8_t>(rounded));
     }
   }
-  return exponent;
 }
 
 }  // namespace sketchkv

@@ -1,5 +1,7 @@
 #include <algorithm>
 #include <bit>
+#include <cstring>
+#include <span>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -12,16 +14,6 @@ namespace {
 absl::Status Mismatch(absl::string_view field, int64_t value, absl::string_view bound) {
   return absl::InvalidArgumentError(
       absl::StrCat("cell ", field, " is ", value, ", must be ", bound));
-}
-
-absl::Status CheckEqual(absl::string_view field, uint64_t value, uint64_t wanted) {
-  if (value == wanted) return absl::OkStatus();
-  return Mismatch(field, static_cast<int64_t>(value), absl::StrCat(wanted));
-}
-
-absl::Status CheckExponent(absl::string_view field, int exponent) {
-  if (exponent >= kMinExponent && exponent <= kMaxExponent) return absl::OkStatus();
-  return Mismatch(field, exponent, absl::StrCat(kMinExponent, " to ", kMaxExponent));
 }
 
 // Bytes [begin, end) of the cell stand for nothing.
@@ -48,19 +40,13 @@ absl::Status CheckLanes(absl::string_view field, const uint8_t* cell, size_t beg
   return absl::OkStatus();
 }
 
-// fp16 numbers: finite, and not negative where they are scales.
-absl::Status CheckHalves(absl::string_view field, const uint8_t* cell, size_t begin, size_t count,
-                         bool is_scale) {
-  for (size_t i = 0; i < count; ++i) {
-    const uint32_t bits = ReadU16(cell + begin + 2 * i);
-    if ((bits & 0x7C00) == 0x7C00) {
-      return absl::InvalidArgumentError(absl::StrCat("cell ", field, " ", i, " has the bits ", bits,
-                                                     ", must be finite (below ", 0x7C00, ")"));
-    }
-    if (is_scale && bits > 0x7FFF) {
-      return absl::InvalidArgumentError(absl::StrCat("cell ", field, " ", i, " has the bits ", bits,
-                                                     ", must not be negative (below ", 0x8000,
-                                                     ")"));
+// Scales below infinity: rows of sixteen, `stride` bytes apart.
+absl::Status CheckScales(absl::string_view field, const uint8_t* cell, size_t begin, size_t rows,
+                         size_t row_scales, size_t stride) {
+  for (size_t i = 0; i < rows * row_scales; ++i) {
+    const uint32_t bits = ReadU16(cell + begin + i / row_scales * stride + i % row_scales * 2);
+    if (bits > kLargestScale) {
+      return Mismatch(absl::StrCat(field, " ", i), bits, absl::StrCat("at most ", kLargestScale));
     }
   }
   return absl::OkStatus();
@@ -77,20 +63,6 @@ absl::Status CheckChannels(const uint8_t* cell, size_t begin, uint32_t count, ui
     previous = channel;
   }
   return absl::OkStatus();
-}
-
-absl::Status CheckHeader(const CellHeader& header, const CodecProfile& profile,
-                         uint32_t num_tokens) {
-  SKETCHKV_RETURN_IF_ERROR(CheckEqual("tag", header.tag_and_version & 0xF0u, kCellTag));
-  SKETCHKV_RETURN_IF_ERROR(
-      CheckEqual("format version", header.tag_and_version & 0x0Fu, kFormatVersion));
-  SKETCHKV_RETURN_IF_ERROR(CheckEqual("codecs", header.codecs, CodecsByte(profile)));
-  SKETCHKV_RETURN_IF_ERROR(CheckEqual("num_tokens", header.num_tokens, num_tokens));
-  SKETCHKV_RETURN_IF_ERROR(CheckExponent("key exponent", header.key_exponent));
-  SKETCHKV_RETURN_IF_ERROR(CheckExponent("outlier exponent", header.outlier_exponent));
-  SKETCHKV_RETURN_IF_ERROR(CheckExponent("value exponent", header.value_exponent));
-  SKETCHKV_RETURN_IF_ERROR(CheckExponent("minimum exponent", header.minimum_exponent));
-  return CheckEqual("reserved", header.reserved, 0);
 }
 
 // Raw rows: finite numbers, zeros behind the last token.
@@ -111,57 +83,99 @@ absl::Status CheckRows(const KernelTable& kernels, absl::string_view field, cons
   return CheckZeros(field, cell, used, rows_end);
 }
 
-absl::Status CheckSketch(const uint8_t* cell, const CellFormat& format, const CodecProfile& profile,
-                         uint32_t head_dim, uint32_t num_tokens) {
-  const uint32_t tiles = format.num_tiles;
-  const uint32_t outliers = profile.num_outliers;
-  SKETCHKV_RETURN_IF_ERROR(
-      CheckHalves("key scale", cell, format.key_scales, size_t{tiles} * kLanes, true));
-  SKETCHKV_RETURN_IF_ERROR(
-      CheckLanes("key scales", cell, format.key_scales, tiles, 1, 2, num_tokens));
-  SKETCHKV_RETURN_IF_ERROR(
-      CheckLanes("signs", cell, format.signs, tiles, format.sign_words, 4, num_tokens));
-  size_t small_end = format.key_scales + size_t{2} * tiles * kLanes;
-  if (profile.outlier_method == OutlierMethod::kSketch) {
-    const size_t scales = format.outlier_scales;
-    small_end = scales + size_t{2} * tiles * kLanes;
-    SKETCHKV_RETURN_IF_ERROR(
-        CheckHalves("outlier scale", cell, scales, size_t{tiles} * kLanes, true));
-    SKETCHKV_RETURN_IF_ERROR(CheckLanes("outlier scales", cell, scales, tiles, 1, 2, num_tokens));
-    SKETCHKV_RETURN_IF_ERROR(CheckLanes("outlier signs", cell, format.outlier_signs, tiles,
-                                        format.outlier_words, 4, num_tokens));
-  } else if (profile.outlier_method == OutlierMethod::kResidual) {
-    SKETCHKV_RETURN_IF_ERROR(
-        CheckHalves("residual scale", cell, format.residual_scales, outliers, true));
-    SKETCHKV_RETURN_IF_ERROR(
-        CheckLanes("residuals", cell, format.residuals, tiles, outliers, 1, num_tokens));
+absl::Status CheckMean(const uint8_t* cell, size_t begin, uint32_t dim) {
+  for (uint32_t c = 0; c < dim; ++c) {
+    const uint32_t bits = ReadU16(cell + begin + size_t{2} * c);
+    if ((bits & 0x7F80) != 0x7F80) continue;
+    return Mismatch(absl::StrCat("mean of channel ", c, " (bf16)"), bits, "finite");
   }
+  return absl::OkStatus();
+}
+
+absl::Status CheckOutliers(const uint8_t* cell, const CellFormat& format,
+                           const CodecProfile& profile, uint32_t head_dim, uint32_t num_tokens) {
+  const uint32_t outliers = profile.num_outliers;
   // Groups that hold a token have channels; the others are padding.
-  const uint32_t group_tokens = std::max(1u, profile.outlier_group_tokens);
   for (uint32_t group = 0; group < format.outlier_groups; ++group) {
     const size_t at = format.outlier_channels + size_t{2} * group * outliers;
     SKETCHKV_RETURN_IF_ERROR(
-        group * group_tokens < num_tokens
+        group * profile.outlier_group_tokens < num_tokens
             ? CheckChannels(cell, at, outliers, head_dim)
             : CheckZeros("outlier channels", cell, at, at + size_t{2} * outliers));
   }
-  SKETCHKV_RETURN_IF_ERROR(CheckZeros("key scales", cell, small_end, format.signs));
-  return CheckZeros("keys", cell, format.keys_end, format.values);
+  if (profile.outlier_method != OutlierMethod::kResidual) return absl::OkStatus();
+  SKETCHKV_RETURN_IF_ERROR(CheckScales("residual scale", cell, format.residual_scales,
+                                       format.num_tiles, outliers, size_t{2} * outliers));
+  const size_t used = (num_tokens + kLanes - 1) / kLanes * size_t{2} * outliers;
+  SKETCHKV_RETURN_IF_ERROR(
+      CheckZeros("residual scales", cell, format.residual_scales + used, format.residuals));
+  return CheckLanes("residuals", cell, format.residuals, format.num_tiles, outliers, 1, num_tokens);
 }
 
-absl::Status CheckCodes(const uint8_t* cell, const CellFormat& format, uint32_t num_tokens) {
-  const size_t used = format.values + num_tokens * format.value_row_bytes;
-  SKETCHKV_RETURN_IF_ERROR(CheckZeros("value codes", cell, used, format.value_lines));
-  const size_t halves_per_line = kLineBytes / 2;
-  const size_t lines = size_t{format.num_tiles} * format.value_groups;
-  for (size_t line = 0; line < lines; ++line) {
-    const size_t at = format.value_lines + line * kLineBytes;
-    SKETCHKV_RETURN_IF_ERROR(CheckHalves("value scale", cell, at, halves_per_line / 2, true));
+absl::Status CheckPlanes(const uint8_t* cell, const CellFormat& format, const CodecProfile& profile,
+                         uint32_t head_dim, uint32_t num_tokens) {
+  const uint32_t tiles = format.num_tiles;
+  if (profile.centering == Centering::kBlock) {
+    SKETCHKV_RETURN_IF_ERROR(CheckMean(cell, format.mean, head_dim));
     SKETCHKV_RETURN_IF_ERROR(
-        CheckHalves("value minimum", cell, at + kLineBytes / 2, halves_per_line / 2, false));
+        CheckZeros("mean", cell, format.mean + size_t{2} * head_dim, format.planes));
+  } else {
+    SKETCHKV_RETURN_IF_ERROR(CheckZeros("scales", cell, format.mean, format.planes));
   }
-  return CheckLanes("value scales and minima", cell, format.value_lines, format.num_tiles,
-                    size_t{2} * format.value_groups, 2, num_tokens);
+  SKETCHKV_RETURN_IF_ERROR(
+      CheckLanes("planes", cell, format.planes, tiles, format.key_words, 4, num_tokens));
+  SKETCHKV_RETURN_IF_ERROR(CheckLanes("outlier planes", cell, format.outlier_planes, tiles,
+                                      format.outlier_words, 4, num_tokens));
+  SKETCHKV_RETURN_IF_ERROR(CheckOutliers(cell, format, profile, head_dim, num_tokens));
+  return CheckZeros("keys", cell, format.outliers_end, format.values);
+}
+
+// Every bit of a line belongs to one token: `mask[t]` has those of token t of a tile.
+uint32_t TokenMask(uint32_t bits, uint32_t num_tokens) {
+  uint32_t mask = 0;
+  for (uint32_t t = 0; t < num_tokens; ++t) {
+    const uint32_t byte = t % 4, p = t / 4;
+    if (bits == 1) mask |= 0x11u << p << (8 * byte);
+    if (bits == 2) mask |= 0x3u << (2 * p) << (8 * byte);
+  }
+  return mask;
+}
+
+// Codes of tokens that are not there are 0. Lines of 4 and 8 bits hold whole tokens by line and by
+// nibble or byte; those of 1 and 2 bits hold all sixteen.
+absl::Status CheckValueCodes(const uint8_t* cell, const CellFormat& format,
+                             std::span<const CodeGroup> groups, uint32_t num_tokens) {
+  for (uint32_t tile = num_tokens / kLanes; tile < format.num_tiles; ++tile) {
+    const uint32_t present = tile == num_tokens / kLanes ? num_tokens % kLanes : 0;
+    for (const CodeGroup& group : groups) {
+      const uint32_t whole = (group.rows + 15) / 16 * (group.bits / 2);
+      const uint32_t lines = ValueLines(group.rows, group.bits);
+      for (uint32_t line = 0; line < lines; ++line) {
+        uint32_t mask = TokenMask(line < whole ? 2 : 1, present);
+        if (group.bits == 4) {
+          mask = 0;
+          for (uint32_t t = line % 2 * 8; t < std::min(present, line % 2 * 8 + 8); ++t) {
+            mask |= 0xFu << (4 * (t / 4 % 2)) << (8 * (t % 4));
+          }
+        } else if (group.bits == 8) {
+          mask = 0;
+          for (uint32_t t = line % 4 * 4; t < std::min(present, line % 4 * 4 + 4); ++t) {
+            mask |= 0xFFu << (8 * (t % 4));
+          }
+        }
+        const size_t at = format.value_offset(tile) + size_t{group.place + line} * kLineBytes;
+        for (uint32_t lane = 0; lane < kLanes; ++lane) {
+          uint32_t word = 0;
+          std::memcpy(&word, cell + at + size_t{4} * lane, sizeof(word));
+          if ((word & ~mask) == 0) continue;
+          return absl::InvalidArgumentError(
+              absl::StrCat("cell padding of value codes at byte ", at + size_t{4} * lane, " is ",
+                           word & ~mask, ", must be 0"));
+        }
+      }
+    }
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -176,18 +190,30 @@ absl::Status CpuCellCodec::Validate(std::span<const std::byte> cell, uint32_t nu
         absl::StrCat("num_tokens is ", num_tokens, ", must be 1-", layout_.block_tokens));
   }
   const auto* bytes = reinterpret_cast<const uint8_t*>(cell.data());
-  SKETCHKV_RETURN_IF_ERROR(CheckHeader(ReadHeader(bytes), profile_, num_tokens));
-  if (profile_.key_codec == KeyCodec::kSketch) {
-    SKETCHKV_RETURN_IF_ERROR(CheckSketch(bytes, format_, profile_, layout_.head_dim, num_tokens));
-  } else {
-    SKETCHKV_RETURN_IF_ERROR(CheckZeros("header", bytes, sizeof(CellHeader), format_.raw_keys));
+  const size_t scale_rows = size_t{format_.num_tiles} * format_.scale_rows;
+  SKETCHKV_RETURN_IF_ERROR(
+      CheckScales("scale", bytes, format_.scales, scale_rows, kLanes, size_t{2} * kLanes));
+  SKETCHKV_RETURN_IF_ERROR(CheckLanes("scales", bytes, format_.scales, format_.num_tiles,
+                                      format_.scale_rows, 2, num_tokens));
+  if (profile_.key_codec == KeyCodec::kRaw) {
     SKETCHKV_RETURN_IF_ERROR(CheckRows(kernels_, "keys", bytes, StoredKeyRows(bytes),
                                        layout_.head_dim, num_tokens, format_.values));
+  } else {
+    SKETCHKV_RETURN_IF_ERROR(
+        CheckPlanes(bytes, format_, profile_, layout_.head_dim, num_tokens));
   }
-  if (profile_.value_codec == ValueCodec::kMinMax) return CheckCodes(bytes, format_, num_tokens);
   if (layout_.value_source == ValueSource::kKeyPrefix) return absl::OkStatus();
-  return CheckRows(kernels_, "values", bytes, StoredValueRows(bytes), layout_.value_dim, num_tokens,
-                   format_.cell_bytes);
+  if (profile_.value_codec == ValueCodec::kRaw) {
+    return CheckRows(kernels_, "values", bytes, StoredValueRows(bytes), layout_.value_dim,
+                     num_tokens, format_.cell_bytes);
+  }
+  SKETCHKV_RETURN_IF_ERROR(CheckValueCodes(bytes, format_, value_groups_, num_tokens));
+  if (profile_.value_codec != ValueCodec::kMinMax) return absl::OkStatus();
+  SKETCHKV_RETURN_IF_ERROR(CheckScales("value scale", bytes, format_.ranges,
+                                       size_t{format_.num_tiles} * format_.value_groups, kLanes,
+                                       kLineBytes));
+  return CheckLanes("value scales and zeros", bytes, format_.ranges, format_.num_tiles,
+                    size_t{2} * format_.value_groups, 2, num_tokens);
 }
 
 }  // namespace sketchkv

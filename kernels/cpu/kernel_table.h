@@ -22,7 +22,7 @@ struct Pow2Factors {
 };
 
 // The m x d projection S. Hadamard: row r of block j is row r of (DCT(b) tensor H(2^a)) times the
-// block's sign diagonal. y = S x in either form.
+// block's sign diagonal. y = S x in either form. A dense one may be a registered basis.
 struct ProjectionArgs {
   uint32_t dim;        // d = pow2_part * odd_part
   uint32_t rows;       // m
@@ -49,33 +49,66 @@ struct SketchArgs {
   float* dot;         // [16]: <S k, bits>
 };
 
-struct ScoreSignsArgs {
-  const uint8_t* signs;   // [tiles][words][16] u32
-  const uint8_t* scales;  // fp16 [tiles][16]
+// Where the bits of a run's codes stand in the words of a key. kPacked: side by side, none across a
+// word. kNibble: three bits in the lower bits of one nibble each. kSpread: three bits as the highest
+// bits of three nibbles each, the code's highest first.
+enum class CodePlacement : uint32_t { kPacked, kNibble, kSpread };
+
+// Coordinates that share a number of bits and a unit. Codes ascend with their levels.
+struct CodeGroup {
+  uint32_t row;   // the first coordinate
+  uint32_t rows;  // how many
+  uint32_t bits;  // 1-4 of each (min-max values: 2, 4 or 8)
+  CodePlacement placement;
+  uint32_t place;       // first word of a key's planes, or first line of a tile of values
+  float inverse_unit;   // the encoder divides coordinates by the unit before it quantises
+  float bounds[7];      // between magnitudes of N(0,1), ascending; 2^(bits - 1) - 1 of them
+  float magnitudes[8];  // of the positive codes, in units of the coordinate
+  float levels[16];     // of all codes, repeated to fill the table
+};
+
+// Scalar codes of one tile of projections, per key the unit that fits best.
+struct EncodeCodesArgs {
+  const CodeGroup* groups;
+  uint32_t num_groups;
+  uint32_t num_rows;  // of all groups
+  const float* rows;  // [num_rows][16], y
+  uint8_t* codes;     // [num_rows][16]
+  float* dot;         // [16]: <y, levels>
+  float* square;      // [16]: <levels, levels>
+};
+
+struct ScorePlanesArgs {
+  const uint8_t* planes;  // [tiles][words][16] u32
+  const uint8_t* scales;  // u16 [16] of each tile, scale_stride bytes apart
+  size_t scale_stride;
   uint32_t words;
   uint32_t tile_begin, tile_end;
-  uint32_t num_queries;                // 1..kQueryTile
-  const float* projected[kQueryTile];  // [32 * words]: -S q
+  uint32_t num_queries;  // 1..kQueryTile
+  // [8 * words][16]: what each value of each four stored bits adds.
+  const float* tables[kQueryTile];
   Pow2Factors factors[kQueryTile];
+  float bias[kQueryTile];
   bool accumulate;  // add to scores rather than set
   float* scores;    // [num_queries][stride], index = token of the cell
   size_t stride;
 };
 
-// scores += factor * sum_o coefficient_o * residual_o
+// scores += factor * sum_o query_o * scale_o * residual_o
 struct ScoreResidualsArgs {
   const uint8_t* residuals;  // int8 [tiles][num_outliers][16]
+  const uint8_t* scales;     // u16 [tiles][num_outliers]
   uint32_t num_outliers;
   uint32_t tile_begin, tile_end;
-  const float* coefficients;  // [num_outliers]
+  const float* query;  // [num_outliers]
   Pow2Factors factors;
   float* scores;
 };
 
 // Splits the projection of a query between channels inside and outside `channels`:
-// rest = S q - sum_o S[:, o] q_o and chosen = that sum, both negated like `projected`.
+// rest = S q - sum_o S[:, o] q_o and chosen = that sum.
 struct SplitQueryArgs {
-  const float* projected;  // [rows], negated
+  const float* projected;  // [rows]
   uint32_t rows;
   uint32_t chosen_rows;                       // <= rows, a multiple of 16
   const float* columns[kMaxOutlierChannels];  // [rows]: column o of S
@@ -107,22 +140,26 @@ struct SoftmaxArgs {
   uint32_t dim;
 };
 
-// Min-max values: code * scale + minimum.
-struct ValueCodesArgs {
-  uint32_t dim, group_size, num_groups, bits;
-  size_t row_bytes;
-  const uint8_t* codes;  // [tokens][row_bytes]; kernels may read 8 bytes past the last row
-  const uint8_t* lines;  // [tiles][num_groups] of 64 bytes: fp16 scale[16], fp16 minimum[16]
-  Pow2Factors scale_factors, minimum_factors;
-};
-
+// Sums of weights times codes, lane = channel.
 struct AttendCodesArgs {
-  ValueCodesArgs values;
+  const CodeGroup* groups;
+  uint32_t num_groups;
+  const uint8_t* lines;  // [tiles][line_stride] of 64 bytes
+  uint32_t line_stride;
   uint32_t token_begin, token_end;
   uint32_t num_queries;
   const float* weights;  // [num_queries][stride], 0 outside the range within its tiles
   size_t stride;
-  float* out[kQueryTile];  // [dim]
+  float* out[kQueryTile];  // [rows of all groups]
+};
+
+// Min-max values: scale * (code + zero / 16).
+struct ValueRangesArgs {
+  uint32_t dim, group_size, num_groups, bits;
+  Pow2Factors up, down;  // from the tile's unit to the stored one, and back
+  const float* tile;     // [dim][16]
+  uint8_t* ranges;       // [num_groups] of 64 bytes: u16 scale[16], i16 zero[16]
+  uint8_t* codes;        // [dim][16]
 };
 
 struct AttendRowsArgs {
@@ -134,15 +171,6 @@ struct AttendRowsArgs {
   size_t stride;
   float factor;  // of every weight
   float* out[kQueryTile];
-};
-
-struct DecodeValuesArgs {
-  ValueCodesArgs values;
-  uint32_t num_tokens;
-  Pow2Factors factors;  // of the sum code * scale + minimum
-  uint8_t* out;
-  size_t out_stride;
-  uint32_t out_dtype;
 };
 
 // Tiles are float [channel][16], lane = token. No pointer needs alignment.
@@ -157,19 +185,31 @@ struct KernelTable {
   // The largest bit pattern of |x|: orders floats, and NaN and Inf come last. count: of 16s.
   uint32_t (*max_abs_bits)(const float* x, size_t count);
   void (*multiply)(float* x, size_t count, const Pow2Factors& factors);
-  void (*to_half)(const float* x, size_t count, uint8_t* out);
-  void (*from_half)(const uint8_t* x, size_t count, float* out);
+  // Scales (kernels/format.h) of 16s of non-negative floats, to nearest even; and back.
+  void (*store_scales)(const float* x, size_t count, uint8_t* out);
+  void (*load_scales)(const uint8_t* x, size_t count, float* out);
   // energy[c] = sum over tokens of x^2.
   void (*channel_energy)(const float* tiles, uint32_t num_tiles, uint32_t dim, float* energy);
+
+  // energy[i] = |x_i|^2 of each token of a tile, as sketch_tile sums it.
+  void (*token_energy)(const float* tile, uint32_t dim, float* energy);
 
   void (*sketch_tile)(const SketchArgs& args);
   // y: [ceil(m / d) * d][16] (Hadamard) or [m][16] (dense).
   void (*project_tile)(const ProjectionArgs& projection, const float* x, float* y);
-  // out[c] = scale * sum_i bits_i S[i][c], fp16 scales [16].
-  void (*reconstruct_tile)(const ProjectionArgs& projection, const uint8_t* signs,
-                           const uint8_t* scales, float* out);
+  // out[c] = sum_i bits_i S[i][c]
+  void (*reconstruct_signs)(const ProjectionArgs& projection, const uint8_t* signs, float* out);
+  // out = S^T y; y: [rows of the projection][16], overwritten.
+  void (*back_project)(const ProjectionArgs& projection, float* y, float* out);
 
-  void (*score_signs)(const ScoreSignsArgs& args);
+  void (*encode_codes)(const EncodeCodesArgs& args);
+  // Levels of one tile: rows of the groups, [rows][16].
+  void (*unpack_keys)(const CodeGroup* groups, uint32_t num_groups, const uint8_t* planes,
+                      float* rows);
+  void (*unpack_values)(const CodeGroup* groups, uint32_t num_groups, const uint8_t* lines,
+                        float* rows);
+
+  void (*score_planes)(const ScorePlanesArgs& args);
   void (*score_residuals)(const ScoreResidualsArgs& args);
   void (*split_query)(const SplitQueryArgs& args);
   void (*score_rows)(const ScoreRowsArgs& args);
@@ -177,12 +217,7 @@ struct KernelTable {
   void (*attend_codes)(const AttendCodesArgs& args);
   void (*attend_rows)(const AttendRowsArgs& args);
 
-  // ranges: [num_groups][2][16]: (max - min) / (2^bits - 1), 0 when negligible, and min.
-  void (*value_ranges)(const ValueCodesArgs& args, const float* tile, float* ranges);
-  // Quantises one tile by the rounded scales and minima of `args.lines` into rows of `codes`.
-  void (*quantize_values)(const ValueCodesArgs& args, const float* tile, uint32_t num_tokens,
-                          uint8_t* codes);
-  void (*decode_values)(const DecodeValuesArgs& args);
+  void (*value_ranges)(const ValueRangesArgs& args);
 };
 
 extern const KernelTable kScalarKernels;

@@ -41,17 +41,6 @@ U SetU(uint32_t x) {
   SKETCHKV_EACH_LANE r.v[i] = x;
   return r;
 }
-// Lanes 0-7 are `low`, lanes 8-15 are `high`.
-U SetHalves(uint32_t low, uint32_t high) {
-  U r;
-  SKETCHKV_EACH_LANE r.v[i] = i < 8 ? low : high;
-  return r;
-}
-U Iota() {
-  U r;
-  SKETCHKV_EACH_LANE r.v[i] = static_cast<uint32_t>(i);
-  return r;
-}
 
 F Add(const F& a, const F& b) {
   F r;
@@ -71,6 +60,11 @@ F Mul(const F& a, const F& b) {
 F Div(const F& a, const F& b) {
   F r;
   SKETCHKV_EACH_LANE r.v[i] = a.v[i] / b.v[i];
+  return r;
+}
+F Sqrt(const F& a) {
+  F r;
+  SKETCHKV_EACH_LANE r.v[i] = __builtin_sqrtf(a.v[i]);
   return r;
 }
 // As the x86 instructions: the second operand when equal or unordered.
@@ -132,11 +126,6 @@ U ShiftRightBy(const U& a, const U& counts) {
   SKETCHKV_EACH_LANE r.v[i] = a.v[i] >> counts.v[i];
   return r;
 }
-U ShiftLeftBy(const U& a, uint32_t count) {
-  U r;
-  SKETCHKV_EACH_LANE r.v[i] = a.v[i] << count;
-  return r;
-}
 
 F AsF(const U& a) {
   F r;
@@ -165,13 +154,6 @@ F Select(const U& mask, const F& a, const F& b) {
   return r;
 }
 
-U LoadU8(const void* p) {
-  uint8_t x[16];
-  __builtin_memcpy(x, p, sizeof(x));
-  U r;
-  SKETCHKV_EACH_LANE r.v[i] = x[i];
-  return r;
-}
 U LoadI8(const void* p) {
   int8_t x[16];
   __builtin_memcpy(x, p, sizeof(x));
@@ -184,6 +166,18 @@ U LoadU16(const void* p) {
   __builtin_memcpy(x, p, sizeof(x));
   U r;
   SKETCHKV_EACH_LANE r.v[i] = x[i];
+  return r;
+}
+// Lanes below 2^8.
+void StoreU8(void* p, const U& a) {
+  uint8_t x[16];
+  SKETCHKV_EACH_LANE x[i] = static_cast<uint8_t>(a.v[i]);
+  __builtin_memcpy(p, x, sizeof(x));
+}
+// table[16], by the low four bits of each lane.
+F LookUp(const float* table, const U& index) {
+  F r;
+  SKETCHKV_EACH_LANE r.v[i] = table[index.v[i] & 15];
   return r;
 }
 // Lanes below 2^16.

@@ -11,10 +11,15 @@
 namespace sketchkv {
 namespace {
 
-// One unit of parallel work: a kv head of an item over one split of its tokens.
+// Query rows of one unit: a projected query may take many times its own bytes.
+constexpr uint32_t kMaxUnitRows = 256;
+
+// One unit of parallel work: some query rows of a kv head of an item over one split of its tokens.
 struct Unit {
   uint32_t item = 0;
   uint32_t head = 0;  // counted from the item's head_begin
+  uint32_t row_begin = 0;
+  uint32_t num_rows = 0;
   uint32_t token_begin = 0;
   uint32_t token_end = 0;
 };
@@ -46,18 +51,22 @@ size_t RowIndex(const AttentionRequest& request, const ItemShape& shape, uint32_
   return size_t{row / group} * shape.query_heads + head * group + row % group;
 }
 
-// The queries of one kv head, contiguous: [rows_per_head, head_dim].
-std::unique_ptr<PreparedQueries> PrepareHead(const AttentionRequest& request,
-                                             const ItemShape& shape, const CellCodec& codec,
-                                             uint32_t head) {
+const CellCodec& CodecOf(const AttentionRequest& request, const Unit& unit) {
+  const AttentionItem& item = request.items[unit.item];
+  return request.model->codec->cell(item.layer, item.head_begin + unit.head);
+}
+
+// The queries of a unit, gathered: [num_rows, head_dim].
+std::unique_ptr<PreparedQueries> PrepareUnit(const AttentionRequest& request,
+                                             const ItemShape& shape, const Unit& unit) {
   const uint32_t dim = request.model->layout().head_dim;
-  std::vector<float> gathered(size_t{shape.rows_per_head} * dim);
-  for (uint32_t row = 0; row < shape.rows_per_head; ++row) {
+  std::vector<float> gathered(size_t{unit.num_rows} * dim);
+  for (uint32_t row = 0; row < unit.num_rows; ++row) {
     const float* from = request.queries.data() + shape.query_offset +
-                        RowIndex(request, shape, head, row) * dim;
+                        RowIndex(request, shape, unit.head, unit.row_begin + row) * dim;
     std::copy_n(from, dim, gathered.data() + size_t{row} * dim);
   }
-  return codec.PrepareQueries(gathered);
+  return CodecOf(request, unit).PrepareQueries(gathered);
 }
 
 // Calls visit(cell bytes, first, last token in the cell, tokens before it) for each cell of `head`
@@ -66,7 +75,7 @@ template <typename Visit>
 void VisitCells(const Model& model, const AttentionTarget& target, uint32_t layer, uint32_t head,
                 uint32_t begin, uint32_t end, const Visit& visit) {
   const size_t offset = model.codec->cell_offset(layer, head);
-  const size_t bytes = model.codec->cell(layer).cell_bytes();
+  const size_t bytes = model.codec->cell_bytes(layer);
   const auto first =
       std::upper_bound(target.block_begin.begin(), target.block_begin.end(), begin) - 1;
   for (size_t i = first - target.block_begin.begin(); i < target.blocks.size(); ++i) {
@@ -81,26 +90,40 @@ void VisitCells(const Model& model, const AttentionTarget& target, uint32_t laye
 // A unit and what a partial costs besides its numbers.
 constexpr uint64_t kBytesPerUnit = 256;
 
-// How many units SplitWork makes of an item, at most.
-uint64_t NumUnits(const AttentionItem& item, const AttentionTarget& target) {
+// How many splits of tokens SplitWork makes for all heads of an item together, at most.
+uint64_t NumSplits(const AttentionItem& item, const AttentionTarget& target) {
   return uint64_t{item.head_count} *
          ((target.token_end - target.token_begin) / kAttentionSplitTokens + 2);
 }
 
-std::vector<Unit> SplitWork(const AttentionRequest& request,
+// Of all units of an item, without the numbers of their partials.
+uint64_t UnitBytes(const AttentionItem& item, const ItemShape& shape,
+                   const AttentionTarget& target) {
+  const uint32_t chunks = (shape.rows_per_head + kMaxUnitRows - 1) / kMaxUnitRows;
+  return NumSplits(item, target) * chunks * kBytesPerUnit;
+}
+
+// In order of item, head, rows, tokens: what is merged stands together.
+std::vector<Unit> SplitWork(const AttentionRequest& request, const std::vector<ItemShape>& shapes,
                             const AttentionTargets& targets) {
   std::vector<Unit> units;
+  const auto split_tokens = [&units](Unit unit, const AttentionTarget& target) {
+    unit.token_begin = target.token_begin;
+    do {
+      const uint32_t split = unit.token_begin / kAttentionSplitTokens * kAttentionSplitTokens;
+      unit.token_end = static_cast<uint32_t>(
+          std::min<uint64_t>(target.token_end, uint64_t{split} + kAttentionSplitTokens));
+      units.push_back(unit);
+      unit.token_begin = unit.token_end;
+    } while (unit.token_begin < target.token_end);
+  };
   for (uint32_t i = 0; i < request.items.size(); ++i) {
-    const AttentionTarget& target = *targets[i];
     for (uint32_t head = 0; head < request.items[i].head_count; ++head) {
-      uint32_t begin = target.token_begin;
-      do {
-        const uint32_t next = begin / kAttentionSplitTokens * kAttentionSplitTokens;
-        const uint32_t end = static_cast<uint32_t>(
-            std::min<uint64_t>(target.token_end, uint64_t{next} + kAttentionSplitTokens));
-        units.push_back({.item = i, .head = head, .token_begin = begin, .token_end = end});
-        begin = end;
-      } while (begin < target.token_end);
+      for (uint32_t row = 0; row < shapes[i].rows_per_head; row += kMaxUnitRows) {
+        const uint32_t num_rows = std::min(kMaxUnitRows, shapes[i].rows_per_head - row);
+        split_tokens({.item = i, .head = head, .row_begin = row, .num_rows = num_rows},
+                     *targets[i]);
+      }
     }
   }
   return units;
@@ -158,10 +181,11 @@ absl::Status ValidateItem(const AttentionRequest& request, size_t index) {
   const auto invalid = [index](const auto&... parts) {
     return absl::InvalidArgumentError(absl::StrCat("items[", index, "].", parts...));
   };
-  const int targets = int{item.tip.has_value()} + int{!item.blocks.empty()} +
-                      int{item.lease_id != 0};
+  const int targets =
+      int{item.tip.has_value()} + int{!item.blocks.empty()} + int{item.lease_id != 0};
   if (targets != 1) return invalid("target: ", targets, " of tip, blocks and lease_id; it needs 1");
-  if (item.blocks.size() > 65536) return invalid("blocks has ", item.blocks.size(), " of at most 65536");
+  if (item.blocks.size() > 65536)
+    return invalid("blocks has ", item.blocks.size(), " of at most 65536");
   if (item.layer >= layout.num_layers) {
     return invalid("layer is ", item.layer, "; the model has ", layout.num_layers);
   }
@@ -189,7 +213,8 @@ absl::Status ValidateItem(const AttentionRequest& request, size_t index) {
 
 absl::Status StillWanted(const AttentionRequest& request) {
   if (request.cancelled && request.cancelled()) return absl::CancelledError("cancelled");
-  if (request.deadline != TimePoint::max() && std::chrono::steady_clock::now() >= request.deadline) {
+  if (request.deadline != TimePoint::max() &&
+      std::chrono::steady_clock::now() >= request.deadline) {
     return absl::DeadlineExceededError("the deadline passed while the request ran");
   }
   return absl::OkStatus();
@@ -225,28 +250,30 @@ absl::Status ValidateAttention(const AttentionRequest& request) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<AttentionResult>> ComputeAttention(
-    const AttentionRequest& request, const AttentionTargets& targets, Executor* executor) {
+absl::StatusOr<std::vector<AttentionResult>> ComputeAttention(const AttentionRequest& request,
+                                                              const AttentionTargets& targets,
+                                                              Executor* executor) {
   const Model& model = *request.model;
   const uint32_t value_dim = model.layout().value_dim;
   const std::vector<ItemShape> shapes = ShapeItems(request);
   uint64_t bytes = 0;
   for (size_t i = 0; i < request.items.size(); ++i) {
+    const AttentionItem& item = request.items[i];
     // Partials, then results of at most the same size and the answer made of them.
     const uint64_t partial = uint64_t{shapes[i].rows_per_head} * (value_dim + 2) * sizeof(float);
-    bytes += NumUnits(request.items[i], *targets[i]) * (3 * partial + kBytesPerUnit);
+    bytes += NumSplits(item, *targets[i]) * 3 * partial + UnitBytes(item, shapes[i], *targets[i]);
   }
   SKETCHKV_RETURN_IF_ERROR(Admit(request, bytes));
-  const std::vector<Unit> units = SplitWork(request, targets);
+  const std::vector<Unit> units = SplitWork(request, shapes, targets);
   std::vector<AttentionPartial> partials(units.size());
   SKETCHKV_RETURN_IF_ERROR(RunUnits(request, units.size(), executor, [&](size_t i) {
     const Unit& unit = units[i];
     const AttentionItem& item = request.items[unit.item];
-    const CellCodec& codec = model.codec->cell(item.layer);
-    const auto queries = PrepareHead(request, shapes[unit.item], codec, unit.head);
-    partials[i] = codec.NewPartial(queries->num_queries());
-    VisitCells(model, *targets[unit.item], item.layer, item.head_begin + unit.head, unit.token_begin,
-               unit.token_end,
+    const CellCodec& codec = CodecOf(request, unit);
+    const auto queries = PrepareUnit(request, shapes[unit.item], unit);
+    partials[i] = codec.NewPartial(unit.num_rows);
+    VisitCells(model, *targets[unit.item], item.layer, item.head_begin + unit.head,
+               unit.token_begin, unit.token_end,
                [&](std::span<const std::byte> cell, uint32_t from, uint32_t to, uint32_t) {
                  codec.Attend(cell, from, to, *queries, item.options, &partials[i]);
                });
@@ -261,17 +288,17 @@ absl::StatusOr<std::vector<AttentionResult>> ComputeAttention(
   for (size_t i = 0; i < units.size();) {
     const Unit& unit = units[i];
     size_t next = i + 1;
-    for (; next < units.size() && units[next].item == unit.item && units[next].head == unit.head;
+    for (; next < units.size() && units[next].item == unit.item && units[next].head == unit.head &&
+           units[next].row_begin == unit.row_begin;
          ++next) {
       MergePartial(partials[next], &partials[i]);
     }
-    const ItemShape& shape = shapes[unit.item];
-    std::vector<float> out(size_t{shape.rows_per_head} * value_dim);
-    std::vector<float> lse(shape.rows_per_head);
-    model.codec->cell(request.items[unit.item].layer).Finish(partials[i], out.data(), lse.data());
+    std::vector<float> out(size_t{unit.num_rows} * value_dim);
+    std::vector<float> lse(unit.num_rows);
+    CodecOf(request, unit).Finish(partials[i], out.data(), lse.data());
     AttentionResult& result = results[unit.item];
-    for (uint32_t row = 0; row < shape.rows_per_head; ++row) {
-      const size_t to = RowIndex(request, shape, unit.head, row);
+    for (uint32_t row = 0; row < unit.num_rows; ++row) {
+      const size_t to = RowIndex(request, shapes[unit.item], unit.head, unit.row_begin + row);
       std::copy_n(out.data() + size_t{row} * value_dim, value_dim,
                   result.out.data() + to * value_dim);
       result.lse[to] = lse[row];
@@ -290,7 +317,7 @@ absl::StatusOr<std::vector<ScoreResult>> ComputeScores(const AttentionRequest& r
   for (size_t i = 0; i < request.items.size(); ++i) {
     logits += uint64_t{request.items[i].num_query_tokens} * shapes[i].query_heads *
               (targets[i]->token_end - targets[i]->token_begin);
-    units_bytes += NumUnits(request.items[i], *targets[i]) * kBytesPerUnit;
+    units_bytes += UnitBytes(request.items[i], shapes[i], *targets[i]);
   }
   // The logits, the scratch of the threads, and the messages made of them.
   SKETCHKV_RETURN_IF_ERROR(Admit(request, 3 * logits * sizeof(float) + units_bytes));
@@ -301,32 +328,32 @@ absl::StatusOr<std::vector<ScoreResult>> ComputeScores(const AttentionRequest& r
     results[i].num_tokens = targets[i]->token_end - targets[i]->token_begin;
     results[i].logits.resize(rows * results[i].num_tokens);
   }
-  const std::vector<Unit> units = SplitWork(request, targets);
+  const std::vector<Unit> units = SplitWork(request, shapes, targets);
   SKETCHKV_RETURN_IF_ERROR(RunUnits(request, units.size(), executor, [&](size_t i) {
     const Unit& unit = units[i];
     const AttentionItem& item = request.items[unit.item];
     const ItemShape& shape = shapes[unit.item];
     ScoreResult& result = results[unit.item];
-    const CellCodec& codec = model.codec->cell(item.layer);
-    const auto queries = PrepareHead(request, shape, codec, unit.head);
+    const CellCodec& codec = CodecOf(request, unit);
+    const auto queries = PrepareUnit(request, shape, unit);
     const uint32_t most_tokens =
         std::min(model.layout().block_tokens, unit.token_end - unit.token_begin);
-    std::vector<float> scores(size_t{shape.rows_per_head} * most_tokens);
+    std::vector<float> scores(size_t{unit.num_rows} * most_tokens);
     const auto score_cell = [&](std::span<const std::byte> cell, uint32_t from, uint32_t to,
                                 uint32_t block_begin) {
       const uint32_t count = to - from;
       codec.Score(cell, from, to, *queries, scores.data(), count);
-      for (uint32_t row = 0; row < shape.rows_per_head; ++row) {
-        float* logits = result.logits.data() +
-                        RowIndex(request, shape, unit.head, row) * result.num_tokens +
+      for (uint32_t row = 0; row < unit.num_rows; ++row) {
+        const size_t index = RowIndex(request, shape, unit.head, unit.row_begin + row);
+        float* logits = result.logits.data() + index * result.num_tokens +
                         (block_begin + from - result.token_begin);
         for (uint32_t t = 0; t < count; ++t) {
           logits[t] = CapLogit(scores[size_t{row} * count + t], item.options);
         }
       }
     };
-    VisitCells(model, *targets[unit.item], item.layer, item.head_begin + unit.head, unit.token_begin,
-               unit.token_end, score_cell);
+    VisitCells(model, *targets[unit.item], item.layer, item.head_begin + unit.head,
+               unit.token_begin, unit.token_end, score_cell);
   }));
   return results;
 }

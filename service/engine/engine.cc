@@ -33,8 +33,8 @@ absl::Status CheckPayload(const Model& model, const PartLayout& part, bool encod
                           std::span<const std::byte> payload) {
   SKETCHKV_ASSIGN_OR_RETURN(const uint64_t expected, ExpectedPayloadBytes(model, part, encoded));
   if (payload.size() != expected) {
-    return absl::InvalidArgumentError(absl::StrCat("payload has ", payload.size(),
-                                                   " bytes; the part needs ", expected));
+    return absl::InvalidArgumentError(
+        absl::StrCat("payload has ", payload.size(), " bytes; the part needs ", expected));
   }
   const uint64_t checksum = PayloadChecksum(payload);
   if (checksum != part.checksum) {
@@ -83,10 +83,11 @@ class CellSource {
         payload_(payload) {}
 
   absl::Status Fill(uint32_t layer, uint32_t head, std::span<std::byte> cell) const {
-    const CellCodec& codec = codec_.cell(layer);
+    const CellCodec& codec = codec_.cell(layer, head);
     if (!encoded_) {
-      absl::Status status = codec.Encode(raw_.Keys(payload_.data(), layer, head),
-                                         raw_.Values(payload_.data(), layer, head), num_tokens_, cell);
+      absl::Status status =
+          codec.Encode(raw_.Keys(payload_.data(), layer, head),
+                       raw_.Values(payload_.data(), layer, head), num_tokens_, cell);
       return status.ok() ? status : AtCell(layer, head, status);
     }
     const auto from = payload_.subspan(EncodedCellOffset(codec_, range_, layer, head), cell.size());
@@ -127,10 +128,10 @@ absl::Status ValidateOutput(const Model& model, const CellRange& range, DType dt
     const bool own = dtype == layout.key_dtype && dtype == layout.value_dtype &&
                      profile.key_codec == KeyCodec::kRaw && profile.value_codec == ValueCodec::kRaw;
     if (own) continue;
-    return absl::InvalidArgumentError(absl::StrCat(
-        "format.dtype is ", static_cast<int>(dtype), " (", DTypeName(dtype),
-        "); layer ", range.layer_begin + l, " (profile ", profile.name, ", ",
-        DTypeName(layout.key_dtype), " keys) decodes to bf16, fp16 or fp32"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("format.dtype is ", static_cast<int>(dtype), " (", DTypeName(dtype),
+                     "); layer ", range.layer_begin + l, " (profile ", profile.name, ", ",
+                     DTypeName(layout.key_dtype), " keys) decodes to bf16, fp16 or fp32"));
   }
   return absl::OkStatus();
 }
@@ -143,7 +144,8 @@ Engine::Engine(ModelRegistry* models, BlockPool* pool, Executor* executor)
 absl::StatusOr<Engine::PutResult> Engine::Put(uint32_t tenant, const PutRequest& request) {
   const Model& model = *request.model;
   SKETCHKV_RETURN_IF_ERROR(CheckPayload(model, request.part, request.encoded, request.payload));
-  SKETCHKV_ASSIGN_OR_RETURN(const CellRange range, ResolveRange(request.part.range, model.layout()));
+  SKETCHKV_ASSIGN_OR_RETURN(const CellRange range,
+                            ResolveRange(request.part.range, model.layout()));
   const BlockKey key{.tenant = tenant, .fingerprint = model.fingerprint, .hash = request.hash};
   SKETCHKV_ASSIGN_OR_RETURN(WriteHandle handle,
                             pool_->Reserve({.key = key,
@@ -160,8 +162,8 @@ absl::StatusOr<Engine::PutResult> Engine::Put(uint32_t tenant, const PutRequest&
   FirstError error;
   executor_->ParallelFor(cells.size(), [&](size_t i) {
     const auto [layer, head] = cells[i];
-    const auto cell = slot.subspan(model.codec->cell_offset(layer, head),
-                                   model.codec->cell(layer).cell_bytes());
+    const auto cell =
+        slot.subspan(model.codec->cell_offset(layer, head), model.codec->cell_bytes(layer));
     absl::Status status = source.Fill(layer, head, cell);
     if (!status.ok()) return error.Note(i, std::move(status));
     checksums[i] = checksummer.Of(layer, head, cell);
@@ -175,8 +177,8 @@ absl::StatusOr<Engine::PutResult> Engine::Put(uint32_t tenant, const PutRequest&
     (void)pool_->Delete(key);
     return absl::NotFoundError(absl::StrCat("model '", model.name, "' was unregistered"));
   }
-  put_raw_bytes_ += RawPartFormat(model.layout(), range, request.part.num_tokens, RawOrder::kNhd)
-                        .total_bytes();
+  put_raw_bytes_ +=
+      RawPartFormat(model.layout(), range, request.part.num_tokens, RawOrder::kNhd).total_bytes();
   put_stored_bytes_ += stored_bytes;
   return PutResult{.already_present = cells.empty(), .sealed = committed.sealed};
 }
@@ -188,8 +190,8 @@ absl::Status Engine::VerifyCells(const Model& model, const BlockView& block,
   FirstError error;
   executor_->ParallelFor(cells.size(), [&](size_t i) {
     const auto [layer, head] = cells[i];
-    const auto cell = block.bytes.subspan(model.codec->cell_offset(layer, head),
-                                          model.codec->cell(layer).cell_bytes());
+    const auto cell =
+        block.bytes.subspan(model.codec->cell_offset(layer, head), model.codec->cell_bytes(layer));
     const uint32_t actual = checksummer.Of(layer, head, cell);
     const uint32_t expected =
         block.cell_checksums[size_t{layer} * model.layout().num_kv_heads + head];
@@ -234,7 +236,7 @@ absl::StatusOr<Part> Engine::Get(uint32_t tenant, const GetRequest& request) {
   part.layout.format_version = kFormatVersion;
   part.payload.resize(EncodedPartBytes(*model.codec, range));
   for (const auto [layer, head] : CellsOf(range)) {
-    const size_t bytes = model.codec->cell(layer).cell_bytes();
+    const size_t bytes = model.codec->cell_bytes(layer);
     std::memcpy(part.payload.data() + EncodedCellOffset(*model.codec, range, layer, head),
                 block.bytes.data() + model.codec->cell_offset(layer, head), bytes);
   }
@@ -254,9 +256,9 @@ absl::StatusOr<Part> Engine::Encode(const Model& model, const PartLayout& part,
   FirstError error;
   executor_->ParallelFor(cells.size(), [&](size_t i) {
     const auto [layer, head] = cells[i];
-    std::byte* cell = MutableBytes(&encoded.payload) +
-                      EncodedCellOffset(*model.codec, range, layer, head);
-    absl::Status status = source.Fill(layer, head, {cell, model.codec->cell(layer).cell_bytes()});
+    std::byte* cell =
+        MutableBytes(&encoded.payload) + EncodedCellOffset(*model.codec, range, layer, head);
+    absl::Status status = source.Fill(layer, head, {cell, model.codec->cell_bytes(layer)});
     if (!status.ok()) error.Note(i, std::move(status));
   });
   SKETCHKV_RETURN_IF_ERROR(error.status());
@@ -282,9 +284,9 @@ absl::StatusOr<Part> Engine::Decode(const Model& model, const PartLayout& part,
   FirstError error;
   executor_->ParallelFor(cells.size(), [&](size_t i) {
     const auto [layer, head] = cells[i];
-    const CellCodec& codec = model.codec->cell(layer);
-    const auto cell = payload.subspan(EncodedCellOffset(*model.codec, range, layer, head),
-                                      codec.cell_bytes());
+    const CellCodec& codec = model.codec->cell(layer, head);
+    const auto cell =
+        payload.subspan(EncodedCellOffset(*model.codec, range, layer, head), codec.cell_bytes());
     absl::Status status = codec.Validate(cell, part.num_tokens);
     MutableRowsView values = Mutable(format.Values(MutableBytes(&raw.payload), layer, head));
     if (format.value_row_bytes() == 0) values.data = nullptr;
@@ -352,16 +354,15 @@ absl::StatusOr<std::shared_ptr<const AttentionTarget>> Engine::Resolve(
   for (size_t i = 0; i < target->pins->size(); ++i) {
     const BlockView block = (*target->pins)[i];
     if (block.key->fingerprint != fingerprint) {
-      return absl::InvalidArgumentError(absl::StrCat("lease_id ", item.lease_id,
-                                                     " is of another model than ",
-                                                     request.model->name));
+      return absl::InvalidArgumentError(absl::StrCat(
+          "lease_id ", item.lease_id, " is of another model than ", request.model->name));
     }
     target->blocks.push_back(block);
     target->block_begin.push_back(static_cast<uint32_t>(tokens));
     tokens += block.num_tokens;
     if (tokens > kMaxTargetTokens) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("the target has ", tokens, " tokens or more, of at most ", kMaxTargetTokens));
+      return absl::InvalidArgumentError(absl::StrCat(
+          "the target has ", tokens, " tokens or more, of at most ", kMaxTargetTokens));
     }
   }
   const auto all = static_cast<uint32_t>(tokens);
@@ -420,8 +421,8 @@ absl::StatusOr<std::vector<ScoreResult>> Engine::Score(uint32_t tenant,
              (targets[i]->token_end - targets[i]->token_begin) * sizeof(float);
   }
   if (bytes > kMaxScoreBytes) {
-    return absl::InvalidArgumentError(absl::StrCat("the logits asked for have ", bytes,
-                                                   " bytes, of at most ", kMaxScoreBytes));
+    return absl::InvalidArgumentError(
+        absl::StrCat("the logits asked for have ", bytes, " bytes, of at most ", kMaxScoreBytes));
   }
   return ComputeScores(request, targets, executor_);
 }
@@ -437,7 +438,8 @@ uint64_t Engine::Delete(uint32_t tenant, const Model& model, std::span<const Blo
 }
 
 absl::StatusOr<uint64_t> Engine::Unregister(uint32_t tenant, const std::string& name) {
-  SKETCHKV_ASSIGN_OR_RETURN(const std::shared_ptr<const Model> model, models_->Remove(tenant, name));
+  SKETCHKV_ASSIGN_OR_RETURN(const std::shared_ptr<const Model> model,
+                            models_->Remove(tenant, name));
   return pool_->Clear(tenant, model->fingerprint);
 }
 

@@ -1,80 +1,14 @@
 #include "service/engine/model_registry.h"
 
-#include <openssl/evp.h>
-
 #include <algorithm>
-#include <cstring>
 #include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
+#include "service/engine/model_fields.h"
 
 namespace sketchkv {
 namespace {
-
-// One name-value pair a field that stored bytes depend on. The list is what the fingerprint digests
-// and what a difference is named after, so the two cannot drift apart.
-using Fields = std::vector<std::pair<std::string, std::string>>;
-
-Fields DescribeModel(const std::string& name, const KvLayout& layout,
-                     const std::vector<CodecProfile>& profiles) {
-  Fields fields;
-  const auto add = [&fields](std::string field, const auto& value) {
-    fields.emplace_back(std::move(field), absl::StrCat(value));
-  };
-  const auto float_bits = [](float value) {
-    uint32_t bits = 0;
-    std::memcpy(&bits, &value, sizeof(bits));
-    return absl::StrCat(value, " (0x", absl::Hex(bits), ")");
-  };
-  add("name", name);
-  add("format_version", kFormatVersion);
-  add("layout.num_layers", layout.num_layers);
-  add("layout.num_kv_heads", layout.num_kv_heads);
-  add("layout.head_dim", layout.head_dim);
-  add("layout.value_dim", layout.value_dim);
-  add("layout.block_tokens", layout.block_tokens);
-  add("layout.key_dtype", DTypeName(layout.key_dtype));
-  add("layout.value_dtype", DTypeName(layout.value_dtype));
-  add("layout.key_scale", float_bits(layout.key_scale));
-  add("layout.value_scale", float_bits(layout.value_scale));
-  add("layout.value_source",
-      layout.value_source == ValueSource::kKeyPrefix ? "key_prefix" : "separate");
-  for (size_t layer = 0; layer < profiles.size(); ++layer) {
-    const CodecProfile& profile = profiles[layer];
-    const auto add_knob = [&](const char* knob, const auto& value) {
-      add(absl::StrCat("profiles[layer ", layer, "].", knob), value);
-    };
-    add_knob("name", profile.name);
-    add_knob("version", profile.version);
-    add_knob("key_codec", static_cast<int>(profile.key_codec));
-    add_knob("sign_bits", profile.sign_bits);
-    add_knob("projection", static_cast<int>(profile.projection));
-    add_knob("scale_rule", static_cast<int>(profile.scale_rule));
-    add_knob("outlier_method", static_cast<int>(profile.outlier_method));
-    add_knob("num_outliers", profile.num_outliers);
-    add_knob("outlier_sign_bits", profile.outlier_sign_bits);
-    add_knob("outlier_group_tokens", profile.outlier_group_tokens);
-    add_knob("value_codec", static_cast<int>(profile.value_codec));
-    add_knob("value_bits", profile.value_bits);
-    add_knob("value_group_size", profile.value_group_size);
-    add_knob("seed", profile.seed);
-  }
-  return fields;
-}
-
-Fingerprint Digest(const Fields& fields) {
-  std::string text = "sketchkv model\n";
-  for (const auto& [field, value] : fields) {
-    absl::StrAppend(&text, field, "=", value.size(), ":", value, "\n");
-  }
-  unsigned char digest[EVP_MAX_MD_SIZE];
-  unsigned int size = 0;
-  EVP_Digest(text.data(), text.size(), digest, &size, EVP_sha256(), nullptr);
-  Fingerprint fingerprint;
-  std::memcpy(fingerprint.data(), digest, fingerprint.size());
-  return fingerprint;
-}
 
 absl::Status ValidateName(const std::string& name) {
   if (name.empty() || name.size() > 128) {
@@ -96,7 +30,8 @@ absl::Status ValidateName(const std::string& name) {
 
 // One resolved profile a layer; the requests must cover each layer exactly once.
 absl::StatusOr<std::vector<CodecProfile>> ResolveProfiles(
-    const KvLayout& layout, const std::vector<LayerProfileRequest>& requests) {
+    const KvLayout& layout, const std::vector<LayerProfileRequest>& requests,
+    const ModelTables* tables) {
   std::vector<std::optional<CodecProfile>> resolved(layout.num_layers);
   std::vector<LayerProfileRequest> wanted = requests;
   if (wanted.empty()) wanted.emplace_back();
@@ -114,8 +49,9 @@ absl::StatusOr<std::vector<CodecProfile>> ResolveProfiles(
         return absl::InvalidArgumentError(
             absl::StrCat("profiles[", i, "] gives layer ", layer, " a second profile"));
       }
-      SKETCHKV_ASSIGN_OR_RETURN(resolved[layer], ResolveProfile(request.profile, layout,
-                                                                static_cast<uint32_t>(layer)));
+      SKETCHKV_ASSIGN_OR_RETURN(
+          resolved[layer],
+          ResolveProfile(request.profile, layout, static_cast<uint32_t>(layer), tables));
     }
   }
   std::vector<CodecProfile> profiles;
@@ -128,33 +64,29 @@ absl::StatusOr<std::vector<CodecProfile>> ResolveProfiles(
   return profiles;
 }
 
+// Of the dense projection made for `profile`; a registered basis is none.
+uint64_t ProjectionBytes(const KvLayout& layout, const CodecProfile& profile) {
+  const bool dense =
+      profile.key_codec != KeyCodec::kRaw && (profile.projection == Projection::kOrthogonal ||
+                                              profile.projection == Projection::kGaussian);
+  if (!dense) return 0;
+  const uint64_t rows =
+      profile.key_codec == KeyCodec::kSketch ? profile.sign_bits : layout.head_dim;
+  return rows * layout.head_dim * sizeof(float);
+}
+
 // Dense projections are made and kept a profile: many seeds would fill memory and hold a thread.
 absl::Status CheckProjections(const KvLayout& layout, const std::vector<CodecProfile>& profiles) {
   uint64_t bytes = 0;
   for (size_t layer = 0; layer < profiles.size(); ++layer) {
-    const CodecProfile& profile = profiles[layer];
-    const bool dense =
-        profile.key_codec == KeyCodec::kSketch && profile.projection != Projection::kHadamard;
     const auto end = profiles.begin() + static_cast<ptrdiff_t>(layer);
-    if (!dense || std::find(profiles.begin(), end, profile) != end) continue;
-    bytes += uint64_t{profile.sign_bits} * layout.head_dim * sizeof(float);
+    if (std::find(profiles.begin(), end, profiles[layer]) != end) continue;
+    bytes += ProjectionBytes(layout, profiles[layer]);
   }
   if (bytes <= ModelRegistry::kMaxProjectionBytes) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat("the dense projections of profiles have ", bytes, " bytes, of at most ",
-                   ModelRegistry::kMaxProjectionBytes));
-}
-
-absl::Status NameDifference(const Fields& registered, const Fields& asked) {
-  for (size_t i = 0; i < registered.size() && i < asked.size(); ++i) {
-    if (registered[i] == asked[i]) continue;
-    return absl::AlreadyExistsError(absl::StrCat(
-        "model ", asked.front().second, " is registered with ", registered[i].first, " = ",
-        registered[i].second, "; this request has ", asked[i].first, " = ", asked[i].second));
-  }
-  return absl::AlreadyExistsError(absl::StrCat("model ", asked.front().second,
-                                               " is registered with ", registered.size(),
-                                               " fields; this request has ", asked.size()));
+  return absl::InvalidArgumentError(absl::StrCat("the dense projections of profiles have ", bytes,
+                                                 " bytes, of at most ",
+                                                 ModelRegistry::kMaxProjectionBytes));
 }
 
 }  // namespace
@@ -166,7 +98,7 @@ uint64_t Model::raw_block_bytes() const {
 
 struct ModelRegistry::Candidate {
   std::pair<uint32_t, std::string> key;
-  const Fields& fields;
+  const ModelFields& fields;
   const Fingerprint& fingerprint;
 };
 
@@ -176,19 +108,26 @@ absl::StatusOr<std::shared_ptr<const Model>> ModelRegistry::FindSame(
   if (it == models_.end()) return nullptr;
   const Model& other = *it->second;
   if (other.fingerprint == candidate.fingerprint) return it->second;
-  return NameDifference(DescribeModel(other.name, other.layout(), other.codec->profiles()),
-                        candidate.fields);
+  return NameDifference(
+      DescribeModel(other.name, other.layout(), other.codec->profiles(), other.tables_digest),
+      candidate.fields);
 }
 
 absl::StatusOr<std::shared_ptr<const Model>> ModelRegistry::Register(
     uint32_t tenant, const std::string& name, const KvLayout& layout,
-    const std::vector<LayerProfileRequest>& requests) {
+    const std::vector<LayerProfileRequest>& requests,
+    const std::optional<Digest128>& tables_digest) {
   SKETCHKV_RETURN_IF_ERROR(ValidateName(name));
   SKETCHKV_RETURN_IF_ERROR(layout.Validate());
-  SKETCHKV_ASSIGN_OR_RETURN(std::vector<CodecProfile> profiles, ResolveProfiles(layout, requests));
+  StoredTables stored;
+  if (tables_digest.has_value()) {
+    SKETCHKV_ASSIGN_OR_RETURN(stored, tables_.Find(tenant, *tables_digest));
+  }
+  SKETCHKV_ASSIGN_OR_RETURN(std::vector<CodecProfile> profiles,
+                            ResolveProfiles(layout, requests, stored.tables.get()));
   SKETCHKV_RETURN_IF_ERROR(CheckProjections(layout, profiles));
-  const Fields fields = DescribeModel(name, layout, profiles);
-  const Fingerprint fingerprint = Digest(fields);
+  const ModelFields fields = DescribeModel(name, layout, profiles, tables_digest);
+  const Fingerprint fingerprint = FingerprintOf(fields);
   const Candidate candidate{.key = {tenant, name}, .fields = fields, .fingerprint = fingerprint};
   {
     // Looked up before the codec is built: registering again must be cheap.
@@ -199,7 +138,14 @@ absl::StatusOr<std::shared_ptr<const Model>> ModelRegistry::Register(
   auto model = std::make_shared<Model>();
   model->name = name;
   model->tenant = tenant;
-  SKETCHKV_ASSIGN_OR_RETURN(model->codec, BlockCodec::Create(layout, std::move(profiles), isa_));
+  if (std::any_of(profiles.begin(), profiles.end(),
+                  [](const CodecProfile& profile) { return profile.uses_tables(); })) {
+    model->tables_digest = tables_digest;
+  } else {
+    stored.tables = nullptr;
+  }
+  SKETCHKV_ASSIGN_OR_RETURN(model->codec, BlockCodec::Create(layout, std::move(profiles), isa_,
+                                                             std::move(stored.tables)));
   model->fingerprint = fingerprint;
   model->shape = {.num_layers = layout.num_layers,
                   .num_heads = layout.num_kv_heads,

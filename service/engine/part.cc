@@ -10,8 +10,8 @@ namespace {
 
 absl::Status ResolveAxis(const char* axis, uint32_t begin, uint32_t* count, uint32_t limit) {
   if (begin >= limit) {
-    return absl::InvalidArgumentError(absl::StrCat(axis, "_begin is ", begin,
-                                                   "; the model has ", limit));
+    return absl::InvalidArgumentError(
+        absl::StrCat(axis, "_begin is ", begin, "; the model has ", limit));
   }
   if (*count == 0) *count = limit - begin;
   if (*count > limit - begin) {
@@ -22,9 +22,7 @@ absl::Status ResolveAxis(const char* axis, uint32_t begin, uint32_t* count, uint
   return absl::OkStatus();
 }
 
-std::string Hex(const std::string& bytes) {
-  return absl::BytesToHexString(bytes);
-}
+std::string Hex(const std::string& bytes) { return absl::BytesToHexString(bytes); }
 
 }  // namespace
 
@@ -39,9 +37,8 @@ absl::StatusOr<CellRange> ResolveRange(const CellRange& range, const KvLayout& l
 
 absl::Status ValidateNumTokens(uint32_t num_tokens, const KvLayout& layout) {
   if (num_tokens >= 1 && num_tokens <= layout.block_tokens) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("num_tokens is ", num_tokens,
-                                                 "; it needs 1 to block_tokens = ",
-                                                 layout.block_tokens));
+  return absl::InvalidArgumentError(absl::StrCat(
+      "num_tokens is ", num_tokens, "; it needs 1 to block_tokens = ", layout.block_tokens));
 }
 
 RawPartFormat::RawPartFormat(const KvLayout& layout, const CellRange& range, uint32_t num_tokens,
@@ -90,7 +87,7 @@ RowsView RawPartFormat::Values(const std::byte* payload, uint32_t layer, uint32_
 uint64_t EncodedPartBytes(const BlockCodec& codec, const CellRange& range) {
   uint64_t bytes = 0;
   for (uint32_t i = 0; i < range.layer_count; ++i) {
-    bytes += codec.cell(range.layer_begin + i).cell_bytes() * range.head_count;
+    bytes += codec.cell_bytes(range.layer_begin + i) * range.head_count;
   }
   return bytes;
 }
@@ -99,9 +96,9 @@ uint64_t EncodedCellOffset(const BlockCodec& codec, const CellRange& range, uint
                            uint32_t head) {
   uint64_t offset = 0;
   for (uint32_t l = range.layer_begin; l < layer; ++l) {
-    offset += codec.cell(l).cell_bytes() * range.head_count;
+    offset += codec.cell_bytes(l) * range.head_count;
   }
-  return offset + codec.cell(layer).cell_bytes() * (head - range.head_begin);
+  return offset + codec.cell_bytes(layer) * (head - range.head_begin);
 }
 
 absl::StatusOr<uint64_t> ExpectedPayloadBytes(const Model& model, const PartLayout& part,

@@ -13,8 +13,8 @@
 
 namespace sketchkv {
 
-// A server stream whose messages are all made by one task on the executor, then written. Deletes
-// itself.
+// A server stream whose messages are all made by one task on the executor, then written. Refusals
+// carry gRPC's retry hint. Deletes itself.
 template <typename Response>
 class ComputedStream final : public grpc::ServerWriteReactor<Response> {
  public:
@@ -25,7 +25,8 @@ class ComputedStream final : public grpc::ServerWriteReactor<Response> {
   };
 
   ComputedStream(const ServiceContext& service, grpc::CallbackServerContext* call,
-                 uint32_t timeout_ms, std::function<Result()> compute) {
+                 uint32_t timeout_ms, std::function<Result()> compute)
+      : call_(call) {
     const auto fail = [this](absl::Status why) {
       Begin({.messages = {}, .status = std::move(why), .hold = nullptr});
     };
@@ -51,12 +52,16 @@ class ComputedStream final : public grpc::ServerWriteReactor<Response> {
   }
   // One write at a time, and nothing else touches result_ once it is there.
   void WriteNext() {
-    if (result_.messages.empty()) return this->Finish(ToGrpcStatus(result_.status));
+    if (result_.messages.empty()) {
+      AddRetryHint(result_.status, call_);
+      return this->Finish(ToGrpcStatus(result_.status));
+    }
     outgoing_ = std::move(result_.messages.front());
     result_.messages.pop_front();
     this->StartWrite(&outgoing_);
   }
 
+  grpc::CallbackServerContext* const call_;
   std::atomic<bool> cancelled_{false};
   Result result_;
   Response outgoing_;

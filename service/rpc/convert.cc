@@ -9,35 +9,59 @@
 namespace sketchkv {
 namespace {
 
-std::string BytesOf(const Fingerprint& fingerprint) {
-  return std::string(fingerprint.begin(), fingerprint.end());
-}
+// Of a fingerprint or another digest.
+std::string BytesOf(const Digest128& digest) { return std::string(digest.begin(), digest.end()); }
 
-absl::StatusOr<Projection> ProjectionFromProto(v1::Projection projection) {
-  if (projection < v1::PROJECTION_HADAMARD || projection > v1::PROJECTION_GAUSSIAN) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("projection is ", static_cast<int>(projection), "; it needs 1 to 3"));
+// A knob whose numbers are those of the domain's enum, from 1 to `last`.
+template <typename Domain, typename Proto>
+absl::StatusOr<Domain> KnobFromProto(const char* knob, Proto value, Proto last) {
+  if (value < 1 || value > last) {
+    return absl::InvalidArgumentError(absl::StrCat(knob, " is ", static_cast<int>(value),
+                                                   "; it needs 1 to ", static_cast<int>(last)));
   }
-  return static_cast<Projection>(projection);
+  return static_cast<Domain>(value);
 }
 
 v1::Profile ProfileToProto(const CodecProfile& profile) {
   v1::Profile message;
   message.set_name(profile.name);
   message.set_version(profile.version);
+  message.set_key_codec(static_cast<v1::KeyCodec>(profile.key_codec));
   message.set_sign_bits(profile.sign_bits);
-  if (profile.key_codec == KeyCodec::kSketch) {
+  message.set_code_bits(profile.code_bits);
+  message.set_key_row_bits(profile.key_row_bits);
+  if (profile.key_codec != KeyCodec::kRaw) {
     message.set_projection(static_cast<v1::Projection>(profile.projection));
     message.set_scale_rule(static_cast<v1::ScaleRule>(profile.scale_rule));
+    message.set_centering(static_cast<v1::Centering>(profile.centering));
     message.set_outlier_method(static_cast<v1::OutlierMethod>(profile.outlier_method));
+    message.set_outlier_source(static_cast<v1::OutlierSource>(profile.outlier_source));
   }
   message.set_num_outliers(profile.num_outliers);
   message.set_outlier_sign_bits(profile.outlier_sign_bits);
   message.set_outlier_group_tokens(profile.outlier_group_tokens);
+  message.set_value_codec(static_cast<v1::ValueCodec>(profile.value_codec));
+  if (profile.value_codec == ValueCodec::kRotated || profile.value_codec == ValueCodec::kBasis) {
+    message.set_value_scale_rule(static_cast<v1::ScaleRule>(profile.value_scale_rule));
+  }
   message.set_value_bits(profile.value_bits);
+  message.set_value_row_bits(profile.value_row_bits);
   message.set_value_group_size(profile.value_group_size);
   message.set_seed(profile.seed);
   return message;
+}
+
+void FillLayout(const KvLayout& layout, v1::KvLayout* out) {
+  out->set_num_layers(layout.num_layers);
+  out->set_num_kv_heads(layout.num_kv_heads);
+  out->set_head_dim(layout.head_dim);
+  out->set_value_dim(layout.value_dim);
+  out->set_block_tokens(layout.block_tokens);
+  out->set_key_dtype(static_cast<v1::DType>(layout.key_dtype));
+  out->set_value_dtype(static_cast<v1::DType>(layout.value_dtype));
+  out->set_key_scale(layout.key_scale);
+  out->set_value_scale(layout.value_scale);
+  out->set_value_source(static_cast<v1::ValueSource>(layout.value_source));
 }
 
 absl::StatusOr<AttentionItem> ItemFromProto(const v1::AttentionItem& message,
@@ -50,9 +74,9 @@ absl::StatusOr<AttentionItem> ItemFromProto(const v1::AttentionItem& message,
     }
     case v1::AttentionItem::kBlocks:
       if (message.blocks().block_hashes_size() > 65536) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("blocks.block_hashes has ", message.blocks().block_hashes_size(),
-                         " entries; it needs 1 to 65536"));
+        return absl::InvalidArgumentError(absl::StrCat("blocks.block_hashes has ",
+                                                       message.blocks().block_hashes_size(),
+                                                       " entries; it needs 1 to 65536"));
       }
       for (const std::string& bytes : message.blocks().block_hashes()) {
         SKETCHKV_ASSIGN_OR_RETURN(BlockHash hash, HashFromProto("blocks.block_hashes", bytes));
@@ -122,9 +146,8 @@ absl::StatusOr<KvLayout> FromProto(const v1::KvLayout& message) {
   if (message.key_scale() != 0.0f) layout.key_scale = message.key_scale();
   if (message.value_scale() != 0.0f) layout.value_scale = message.value_scale();
   if (message.value_source() < 0 || message.value_source() > v1::VALUE_SOURCE_KEY_PREFIX) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("layout.value_source is ", static_cast<int>(message.value_source()),
-                     "; it needs 0 to 2"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "layout.value_source is ", static_cast<int>(message.value_source()), "; it needs 0 to 2"));
   }
   if (message.value_source() == v1::VALUE_SOURCE_KEY_PREFIX) {
     layout.value_source = ValueSource::kKeyPrefix;
@@ -139,8 +162,36 @@ absl::StatusOr<LayerProfileRequest> FromProto(const v1::ProfileRequest& message)
   request.layer_count = message.layer_count();
   if (message.has_sign_bits()) request.profile.sign_bits = message.sign_bits();
   if (message.has_projection()) {
-    SKETCHKV_ASSIGN_OR_RETURN(request.profile.projection,
-                              ProjectionFromProto(message.projection()));
+    SKETCHKV_ASSIGN_OR_RETURN(
+        request.profile.projection,
+        KnobFromProto<Projection>("projection", message.projection(), v1::PROJECTION_BASIS));
+  }
+  if (message.has_scale_rule()) {
+    SKETCHKV_ASSIGN_OR_RETURN(
+        request.profile.scale_rule,
+        KnobFromProto<ScaleRule>("scale_rule", message.scale_rule(), v1::SCALE_RULE_LEAST_SQUARES));
+  }
+  if (message.has_centering()) {
+    SKETCHKV_ASSIGN_OR_RETURN(
+        request.profile.centering,
+        KnobFromProto<Centering>("centering", message.centering(), v1::CENTERING_BLOCK));
+  }
+  if (message.has_outlier_source()) {
+    SKETCHKV_ASSIGN_OR_RETURN(
+        request.profile.outlier_source,
+        KnobFromProto<OutlierSource>("outlier_source", message.outlier_source(),
+                                     v1::OUTLIER_SOURCE_TABLE));
+  }
+  if (message.has_value_codec()) {
+    SKETCHKV_ASSIGN_OR_RETURN(
+        request.profile.value_codec,
+        KnobFromProto<ValueCodec>("value_codec", message.value_codec(), v1::VALUE_CODEC_BASIS));
+  }
+  if (message.has_value_scale_rule()) {
+    SKETCHKV_ASSIGN_OR_RETURN(
+        request.profile.value_scale_rule,
+        KnobFromProto<ScaleRule>("value_scale_rule", message.value_scale_rule(),
+                                 v1::SCALE_RULE_LEAST_SQUARES));
   }
   if (message.has_num_outliers()) request.profile.num_outliers = message.num_outliers();
   if (message.has_outlier_sign_bits()) {
@@ -190,18 +241,7 @@ v1::PartLayout ToProto(const PartLayout& part, bool encoded) {
 v1::Model ToProto(const Model& model) {
   v1::Model message;
   message.set_name(model.name);
-  const KvLayout& layout = model.layout();
-  v1::KvLayout* out = message.mutable_layout();
-  out->set_num_layers(layout.num_layers);
-  out->set_num_kv_heads(layout.num_kv_heads);
-  out->set_head_dim(layout.head_dim);
-  out->set_value_dim(layout.value_dim);
-  out->set_block_tokens(layout.block_tokens);
-  out->set_key_dtype(static_cast<v1::DType>(layout.key_dtype));
-  out->set_value_dtype(static_cast<v1::DType>(layout.value_dtype));
-  out->set_key_scale(layout.key_scale);
-  out->set_value_scale(layout.value_scale);
-  out->set_value_source(static_cast<v1::ValueSource>(layout.value_source));
+  FillLayout(model.layout(), message.mutable_layout());
   const std::vector<CodecProfile>& profiles = model.codec->profiles();
   for (uint32_t layer = 0; layer < profiles.size();) {
     uint32_t end = layer + 1;
@@ -209,11 +249,12 @@ v1::Model ToProto(const Model& model) {
     v1::Profile profile = ProfileToProto(profiles[layer]);
     profile.set_layer_begin(layer);
     profile.set_layer_count(end - layer);
-    profile.set_cell_bytes(static_cast<uint32_t>(model.codec->cell(layer).cell_bytes()));
+    profile.set_cell_bytes(static_cast<uint32_t>(model.codec->cell_bytes(layer)));
     *message.add_profiles() = std::move(profile);
     layer = end;
   }
   message.set_fingerprint(BytesOf(model.fingerprint));
+  if (model.tables_digest.has_value()) message.set_tables_digest(BytesOf(*model.tables_digest));
   message.set_format_version(kFormatVersion);
   message.set_slot_bytes(model.codec->slot_bytes());
   message.set_raw_block_bytes(model.raw_block_bytes());

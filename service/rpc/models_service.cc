@@ -8,12 +8,15 @@
 #include "kernels/base/status_macros.h"
 #include "service/rpc/computed_stream.h"
 #include "service/rpc/convert.h"
+#include "service/rpc/convert_tables.h"
+#include "service/rpc/tables_upload.h"
 #include "service/rpc/unary.h"
 
 namespace sketchkv {
 namespace {
 
 using ProjectionStream = ComputedStream<v1::GetProjectionResponse>;
+using TablesStream = ComputedStream<v1::GetTablesResponse>;
 
 absl::Status FillProjection(const ServiceContext& service, const v1::GetProjectionRequest& request,
                             std::deque<v1::GetProjectionResponse>* messages) {
@@ -26,16 +29,36 @@ absl::Status FillProjection(const ServiceContext& service, const v1::GetProjecti
   }
   const std::span<const float> rows = model->codec->dense_projection(request.layer());
   if (rows.empty()) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "layer ", request.layer(), " of model ", model->name, " has no dense projection"));
+    return absl::FailedPreconditionError(absl::StrCat("layer ", request.layer(), " of model ",
+                                                      model->name, " has no dense projection"));
   }
-  const size_t floats_per_chunk = kMaxChunkBytes / sizeof(float) / layout.head_dim * layout.head_dim;
+  const size_t floats_per_chunk =
+      kMaxChunkBytes / sizeof(float) / layout.head_dim * layout.head_dim;
   for (size_t begin = 0; begin < rows.size(); begin += floats_per_chunk) {
     const size_t count = std::min(floats_per_chunk, rows.size() - begin);
     v1::GetProjectionResponse message;
     if (begin == 0) message.set_num_rows(static_cast<uint32_t>(rows.size() / layout.head_dim));
     message.set_payload(rows.data() + begin, count * sizeof(float));
     messages->push_back(std::move(message));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status FillTables(const ServiceContext& service, const v1::GetTablesRequest& request,
+                        TablesStream::Result* result) {
+  SKETCHKV_ASSIGN_OR_RETURN(const std::shared_ptr<const Model> model,
+                            service.engine->models().Get(kDefaultTenant, request.model()));
+  const std::shared_ptr<const ModelTables>& tables = model->codec->tables();
+  if (tables == nullptr) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("no profile of model ", model->name, " uses tables"));
+  }
+  SKETCHKV_ASSIGN_OR_RETURN(result->hold, service.inflight->Acquire(tables->size_bytes()));
+  for (uint32_t layer = 0; layer < tables->num_layers(); ++layer) {
+    for (uint32_t head = 0; head < tables->num_kv_heads(); ++head) {
+      *result->messages.emplace_back().mutable_table() =
+          ToProto(layer, head, tables->at(layer, head));
+    }
   }
   return absl::OkStatus();
 }
@@ -52,9 +75,11 @@ grpc::ServerUnaryReactor* ModelsService::RegisterModel(grpc::CallbackServerConte
       SKETCHKV_ASSIGN_OR_RETURN(LayerProfileRequest profile, FromProto(message));
       profiles.push_back(std::move(profile));
     }
-    SKETCHKV_ASSIGN_OR_RETURN(
-        const std::shared_ptr<const Model> model,
-        service_->engine->models().Register(kDefaultTenant, request->name(), layout, profiles));
+    SKETCHKV_ASSIGN_OR_RETURN(const std::optional<Digest128> tables_digest,
+                              DigestFromProto("tables_digest", request->tables_digest()));
+    SKETCHKV_ASSIGN_OR_RETURN(const std::shared_ptr<const Model> model,
+                              service_->engine->models().Register(kDefaultTenant, request->name(),
+                                                                  layout, profiles, tables_digest));
     *response = ToProto(*model);
     return absl::OkStatus();
   });
@@ -99,6 +124,20 @@ grpc::ServerWriteReactor<v1::GetProjectionResponse>* ModelsService::GetProjectio
     ProjectionStream::Result result;
     result.status = FillProjection(*service_, *request, &result.messages);
     if (!result.status.ok()) result.messages.clear();
+    return result;
+  });
+}
+
+grpc::ServerReadReactor<v1::UploadTablesRequest>* ModelsService::UploadTables(
+    grpc::CallbackServerContext* call, v1::UploadTablesResponse* response) {
+  return new TablesUpload(service_, call, response);
+}
+
+grpc::ServerWriteReactor<v1::GetTablesResponse>* ModelsService::GetTables(
+    grpc::CallbackServerContext* call, const v1::GetTablesRequest* request) {
+  return new TablesStream(*service_, call, 0, [this, request] {
+    TablesStream::Result result;
+    result.status = FillTables(*service_, *request, &result);
     return result;
   });
 }

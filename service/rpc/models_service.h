@@ -23,6 +23,10 @@ class ModelsService final : public v1::Models::CallbackService {
                                             v1::UnregisterModelResponse* response) override;
   grpc::ServerWriteReactor<v1::GetProjectionResponse>* GetProjection(
       grpc::CallbackServerContext* call, const v1::GetProjectionRequest* request) override;
+  grpc::ServerReadReactor<v1::UploadTablesRequest>* UploadTables(
+      grpc::CallbackServerContext* call, v1::UploadTablesResponse* response) override;
+  grpc::ServerWriteReactor<v1::GetTablesResponse>* GetTables(
+      grpc::CallbackServerContext* call, const v1::GetTablesRequest* request) override;
 
  private:
   ServiceContext* const service_;

@@ -15,7 +15,8 @@ std::string ShortMessage(const absl::Status& status) {
   std::string message(status.message());
   if (message.size() <= kMost) return message;
   size_t end = kMost;
-  while ((static_cast<unsigned char>(message[end]) & 0xC0) == 0x80) --end;  // whole UTF-8 characters
+  while ((static_cast<unsigned char>(message[end]) & 0xC0) == 0x80)
+    --end;  // whole UTF-8 characters
   message.resize(end);
   return message + "...";
 }
@@ -39,6 +40,12 @@ uint32_t RetryAfterMs(const absl::Status& status) {
     default:
       return 0;
   }
+}
+
+void AddRetryHint(const absl::Status& status, grpc::CallbackServerContext* call) {
+  const uint32_t retry_after_ms = RetryAfterMs(status);
+  if (retry_after_ms == 0) return;
+  call->AddTrailingMetadata("grpc-retry-pushback-ms", std::to_string(retry_after_ms));
 }
 
 grpc::Status ToGrpcStatus(const absl::Status& status) {

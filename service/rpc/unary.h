@@ -2,7 +2,6 @@
 
 #include <grpcpp/support/server_callback.h>
 
-#include <string>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -11,17 +10,14 @@
 
 namespace sketchkv {
 
-// Runs `body`, an absl::Status() that fills the response, on the executor and finishes the call with
-// what it returns. Refusals carry gRPC's retry hint.
+// Runs `body`, an absl::Status() that fills the response, on the executor and finishes the call
+// with what it returns. Refusals carry gRPC's retry hint.
 template <typename Body>
 grpc::ServerUnaryReactor* RunUnary(const ServiceContext& service, grpc::CallbackServerContext* call,
                                    uint32_t timeout_ms, Body body) {
   grpc::ServerUnaryReactor* reactor = call->DefaultReactor();
   const auto finish = [reactor, call](const absl::Status& status) {
-    const uint32_t retry_after_ms = RetryAfterMs(status);
-    if (retry_after_ms > 0) {
-      call->AddTrailingMetadata("grpc-retry-pushback-ms", std::to_string(retry_after_ms));
-    }
+    AddRetryHint(status, call);
     reactor->Finish(ToGrpcStatus(status));
   };
   const absl::Status submitted = service.executor->Submit(

@@ -39,7 +39,9 @@ inline v1::Model SmallModel(const std::string& name) {
   v1::Profile* profile = model.add_profiles();
   profile->set_name("qjl");
   profile->set_layer_count(2);
+  profile->set_key_codec(v1::KEY_CODEC_SKETCH);
   profile->set_sign_bits(32);
+  profile->set_value_codec(v1::VALUE_CODEC_MIN_MAX);
   profile->set_value_bits(2);
   profile->set_cell_bytes(64);
   model.set_fingerprint(std::string(16, 'f'));
@@ -111,7 +113,26 @@ class FakeModels final : public v1::Models::Service {
     return {grpc::StatusCode::UNAVAILABLE, "dying"};
   }
 
+  grpc::Status UploadTables(grpc::ServerContext*,
+                            grpc::ServerReader<v1::UploadTablesRequest>* reader,
+                            v1::UploadTablesResponse* response) override {
+    ++num_uploads;
+    return on_upload(reader, response);
+  }
+  grpc::Status GetTables(grpc::ServerContext*, const v1::GetTablesRequest* request,
+                         grpc::ServerWriter<v1::GetTablesResponse>* writer) override {
+    ++num_table_gets;
+    return on_get_tables(request->model(), writer);
+  }
+
   std::map<std::string, v1::Model> models = {{"small", SmallModel("small")}};
+  std::function<grpc::Status(grpc::ServerReader<v1::UploadTablesRequest>*,
+                             v1::UploadTablesResponse*)>
+      on_upload;
+  std::function<grpc::Status(const std::string&, grpc::ServerWriter<v1::GetTablesResponse>*)>
+      on_get_tables;
+  std::atomic<int> num_uploads = 0;
+  std::atomic<int> num_table_gets = 0;
   std::atomic<int> num_gets = 0;
   std::atomic<int> num_unregisters = 0;
 };

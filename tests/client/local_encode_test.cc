@@ -3,13 +3,13 @@
 #include <random>
 
 #include "kernels/codec.h"
-#include "tests/client/fake_server.h"
+#include "tests/client/model_message.h"
 #include "tests/testing/status_matchers.h"
 
 namespace sketchkv {
 namespace {
 
-constexpr uint32_t kLayers = 3, kHeads = 2, kDim = 32, kTokens = 16;
+constexpr uint32_t kLayers = 5, kHeads = 2, kDim = 32, kTokens = 16;
 
 class LocalEncodeTest : public testing::Test {
  protected:
@@ -21,54 +21,24 @@ class LocalEncodeTest : public testing::Test {
                .block_tokens = kTokens,
                .key_dtype = DType::kFp32,
                .value_dtype = DType::kFp32};
-    ProfileRequest raw;
-    raw.name = "raw";
+    const ProfileRequest requests[kLayers] = {
+        {.name = "raw"},
+        {.name = "qjl", .num_outliers = 2},
+        {.name = "qjl-paper"},
+        {.centering = Centering::kBlock, .num_outliers = 3},
+        {.name = "qjl2p", .scale_rule = ScaleRule::kLeastSquares,
+         .value_scale_rule = ScaleRule::kLeastSquares, .value_bits = 4, .seed = 9}};
     for (uint32_t layer = 0; layer < kLayers; ++layer) {
-      SKETCHKV_ASSERT_OK_AND_ASSIGN(
-          CodecProfile profile,
-          ResolveProfile(layer == 0 ? raw : ProfileRequest{.num_outliers = 2}, layout_, layer));
+      SKETCHKV_ASSERT_OK_AND_ASSIGN(CodecProfile profile,
+                                    ResolveProfile(requests[layer], layout_, layer));
       profiles_.push_back(profile);
     }
     SKETCHKV_ASSERT_OK_AND_ASSIGN(codec_, BlockCodec::Create(layout_, profiles_, Isa::kScalar));
-    server_.models.models["local"] = Message();
+    server_.models.models["local"] = ModelMessage("local", *codec_);
     std::mt19937 random(3);
     std::normal_distribution<float> normal;
     payload_.resize(kLayers * kTokens * kHeads * 2 * kDim);
     for (float& x : payload_) x = normal(random);
-  }
-
-  v1::Model Message() {
-    v1::Model model = SmallModel("local");
-    v1::KvLayout* layout = model.mutable_layout();
-    layout->set_num_layers(kLayers);
-    layout->set_head_dim(kDim);
-    layout->set_value_dim(kDim);
-    layout->set_block_tokens(kTokens);
-    model.clear_profiles();
-    for (uint32_t layer = 0; layer < kLayers; ++layer) {
-      const CodecProfile& from = profiles_[layer];
-      v1::Profile* to = model.add_profiles();
-      to->set_name(from.name);
-      to->set_version(from.version);
-      to->set_layer_begin(layer);
-      to->set_layer_count(1);
-      to->set_sign_bits(from.sign_bits);
-      if (from.key_codec == KeyCodec::kSketch) {
-        to->set_projection(static_cast<v1::Projection>(from.projection));
-        to->set_scale_rule(static_cast<v1::ScaleRule>(from.scale_rule));
-        to->set_outlier_method(static_cast<v1::OutlierMethod>(from.outlier_method));
-      }
-      to->set_num_outliers(from.num_outliers);
-      to->set_outlier_sign_bits(from.outlier_sign_bits);
-      to->set_outlier_group_tokens(from.outlier_group_tokens);
-      to->set_value_bits(from.value_bits);
-      to->set_value_group_size(from.value_group_size);
-      to->set_seed(from.seed);
-      to->set_cell_bytes(codec_->cell(layer).cell_bytes());
-    }
-    model.set_format_version(kFormatVersion);
-    model.set_slot_bytes(codec_->slot_bytes());
-    return model;
   }
 
   // The cell of (layer, head) of payload_ in order NHD, made without the client.
@@ -79,8 +49,8 @@ class LocalEncodeTest : public testing::Test {
       return RowsView{reinterpret_cast<const std::byte*>(data + head * kDim),
                       kHeads * kDim * sizeof(float)};
     };
-    std::vector<std::byte> cell(codec_->cell(layer).cell_bytes());
-    SKETCHKV_EXPECT_OK(codec_->cell(layer).Encode(rows(keys), rows(values), kTokens, cell));
+    std::vector<std::byte> cell(codec_->cell_bytes(layer));
+    SKETCHKV_EXPECT_OK(codec_->cell(layer, head).Encode(rows(keys), rows(values), kTokens, cell));
     return cell;
   }
   std::string Cells() {
@@ -184,6 +154,8 @@ TEST_F(LocalEncodeTest, ModelReplacedMeanwhileIsEncodedAnew) {
   SKETCHKV_EXPECT_OK(client->Put(Part(payload_)));
   EXPECT_EQ(tries, 3);
 }
+
+TEST(ProfileSpecTest, DefaultIsTheCodecs) { EXPECT_EQ(ProfileSpec().name, ProfileRequest().name); }
 
 TEST_F(LocalEncodeTest, ServerOfAnotherFormatIsRefused) {
   server_.models.models["local"].set_format_version(kFormatVersion + 1);

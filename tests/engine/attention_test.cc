@@ -84,7 +84,8 @@ struct Chain {
     for (uint32_t row = 0; row < item.num_query_tokens * query_heads; ++row) {
       const uint32_t head = item.head_begin + row % query_heads / group;
       const auto& all_keys = keys[item.layer][head];
-      const size_t end = std::min<size_t>(item.token_end.value_or(all_keys.size()), all_keys.size());
+      const size_t end =
+          std::min<size_t>(item.token_end.value_or(all_keys.size()), all_keys.size());
       const size_t begin = std::min<size_t>(item.token_begin, end);
       const std::vector<double> query(queries.begin() + row * kDim,
                                       queries.begin() + (row + 1) * kDim);
@@ -105,7 +106,7 @@ struct Chain {
 };
 
 TEST(EngineAttentionTest, GroupedQueriesLayersHeadsAndTokensGoWhereTheyBelong) {
-  for (const std::string profile : {"raw", "qjl", "qjl-paper"}) {
+  for (const std::string profile : {"raw", "qjl", "qjl-paper", "qjl2p", "qjl3p", "qjl4p", "klt"}) {
     Chain chain(profile, 16, 3, 9);
     AttentionRequest request{.model = chain.model, .queries_per_kv_head = 4};
     AttentionItem whole = chain.Item(0), part = chain.Item(1);
@@ -135,8 +136,7 @@ TEST(EngineAttentionTest, TipListAndLeaseGiveTheSameAnswer) {
   for (uint32_t b = 1; b <= 4; ++b) hashes.push_back(TestHash(b));
   by_list.blocks = hashes;
   SKETCHKV_ASSERT_OK_AND_ASSIGN(
-      const auto lookup,
-      chain.f.engine.Lookup(0, *chain.model, hashes, std::chrono::seconds(5)));
+      const auto lookup, chain.f.engine.Lookup(0, *chain.model, hashes, std::chrono::seconds(5)));
   by_lease.tip.reset();
   by_lease.lease_id = lookup.lease->id;
   std::vector<AttentionResult> results;
@@ -162,9 +162,9 @@ TEST(EngineAttentionTest, ItemsOfSeveralSequencesDoNotMix) {
   Chain chain("qjl", 16, 3, 16);
   SKETCHKV_ASSERT_OK(chain.f.Put(chain.model, 21, 0, RandomPart(*chain.model, {}, 16, 21)));
   SKETCHKV_ASSERT_OK(chain.f.Put(chain.model, 22, 21, RandomPart(*chain.model, {}, 9, 22)));
-  SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto lookup,
-                                chain.f.engine.Lookup(0, *chain.model, std::vector{TestHash(1)},
-                                                      std::chrono::seconds(5)));
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(
+      const auto lookup,
+      chain.f.engine.Lookup(0, *chain.model, std::vector{TestHash(1)}, std::chrono::seconds(5)));
   std::vector<AttentionItem> items(7, chain.Item(0));
   items[1].tip = TestHash(22);
   items[2].token_begin = 20;
@@ -192,6 +192,27 @@ TEST(EngineAttentionTest, ItemsOfSeveralSequencesDoNotMix) {
   }
 }
 
+// 300 query rows a kv head: more than one unit takes.
+TEST(EngineAttentionTest, ManyQueryRowsGoWhereTheyBelong) {
+  Chain chain("qjl3p", 16, 2, 16);
+  AttentionItem item = chain.Item(1);
+  item.num_query_tokens = 100;
+  const std::vector<float> queries = RandomFloats(size_t{100} * 9 * kDim, 5);
+  AttentionRequest request{
+      .model = chain.model, .queries_per_kv_head = 3, .items = {item}, .queries = queries};
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto results, chain.f.engine.Attend(0, request));
+  chain.ExpectNear(item, 3, queries, results[0], 2e-4);
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto scores, chain.f.engine.Score(0, request));
+  for (const size_t row : {0, 299, 300, 767, 768, 899}) {
+    const auto& keys = chain.keys[1][row % 9 / 3];
+    for (size_t t = 0; t < 32; ++t) {
+      double dot = 0;
+      for (uint32_t c = 0; c < kDim; ++c) dot += keys[t][c] * queries[row * kDim + c];
+      EXPECT_NEAR(scores[0].logits[row * 32 + t], 0.25 * dot, 1e-4) << row;
+    }
+  }
+}
+
 TEST(EngineAttentionTest, ContextsLongerThanASplitMergeToTheSame) {
   Chain chain("raw", 512, 18, 100);  // 8,804 tokens: three splits
   const std::vector<float> queries = RandomFloats(2 * 3 * kDim, 7);
@@ -214,7 +235,8 @@ TEST(EngineAttentionTest, ValuesThatAreAPrefixOfTheKeysAreAttendedFromThere) {
   const RawPart part = RandomPart(*model, {}, 16, 1);
   SKETCHKV_ASSERT_OK(f.Put(model, 1, 0, part));
   SKETCHKV_ASSERT_OK_AND_ASSIGN(
-      const Part back, f.engine.Get(0, {.model = model, .hash = TestHash(1), .dtype = DType::kFp32}));
+      const Part back,
+      f.engine.Get(0, {.model = model, .hash = TestHash(1), .dtype = DType::kFp32}));
   EXPECT_EQ(back.payload, part.payload);
 
   const std::vector<float> queries = RandomFloats(3 * 40, 13);
@@ -301,8 +323,12 @@ TEST(EngineAttentionTest, BadRequestsNameTheFieldAndBothNumbers) {
   expect([](auto* r) { r->items[0].num_query_tokens = 3; }, {"queries has 384", "576"});
   expect([](auto* r) { r->items[0].lease_id = 4; }, {"2 of tip"});
   expect([](auto* r) { r->items[0].tip.reset(); }, {"0 of tip"});
-  expect([](auto* r) { r->items[0].token_begin = 9; r->items[0].token_end = 3; },
-         {"token_end is 3", "token_begin is 9"});
+  expect(
+      [](auto* r) {
+        r->items[0].token_begin = 9;
+        r->items[0].token_end = 3;
+      },
+      {"token_end is 3", "token_begin is 9"});
   expect([](auto* r) { r->items[0].options.softmax_scale = -1; }, {"softmax_scale is -1"});
   expect([](auto* r) { r->items[0].options.logit_softcap = -2; }, {"logit_softcap is -2"});
   std::vector<float> poisoned = queries;
@@ -317,9 +343,9 @@ TEST(EngineAttentionTest, MissingAncestorsAndForeignLeasesAreNotFound) {
   AttentionRequest request{.model = chain.model, .queries_per_kv_head = 1, .queries = queries};
   request.items = {chain.Item(0)};
   EXPECT_THAT(chain.f.engine.Attend(0, request), StatusIs(absl::StatusCode::kNotFound));
-  SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto lookup,
-                                chain.f.engine.Lookup(0, *chain.model, std::vector{TestHash(1)},
-                                                      std::chrono::seconds(5)));
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(
+      const auto lookup,
+      chain.f.engine.Lookup(0, *chain.model, std::vector{TestHash(1)}, std::chrono::seconds(5)));
   request.items[0].tip.reset();
   request.items[0].lease_id = lookup.lease->id;
   EXPECT_THAT(chain.f.engine.Attend(9, request), StatusIs(absl::StatusCode::kNotFound));

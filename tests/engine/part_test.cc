@@ -22,10 +22,12 @@ TEST(PartTest, ZeroCountsMeanAllThatIsLeft) {
 TEST(PartTest, RangesOutsideTheModelAreRefusedWithBothNumbers) {
   EXPECT_THAT(ResolveRange({.layer_begin = 3}, SmallLayout()),
               StatusIs(absl::StatusCode::kInvalidArgument, {"layer_begin is 3", "3"}));
-  EXPECT_THAT(ResolveRange({.layer_begin = 1, .layer_count = 3}, SmallLayout()),
-              StatusIs(absl::StatusCode::kInvalidArgument, {"layer_begin + layer_count is 4", "3"}));
-  EXPECT_THAT(ResolveRange({.head_begin = 1, .head_count = UINT32_MAX}, SmallLayout()),
-              StatusIs(absl::StatusCode::kInvalidArgument, {"head_begin + head_count is 4294967296"}));
+  EXPECT_THAT(
+      ResolveRange({.layer_begin = 1, .layer_count = 3}, SmallLayout()),
+      StatusIs(absl::StatusCode::kInvalidArgument, {"layer_begin + layer_count is 4", "3"}));
+  EXPECT_THAT(
+      ResolveRange({.head_begin = 1, .head_count = UINT32_MAX}, SmallLayout()),
+      StatusIs(absl::StatusCode::kInvalidArgument, {"head_begin + head_count is 4294967296"}));
 }
 
 // Every element of a payload is one (layer, K or V, token, head, channel): the views of all heads
@@ -98,7 +100,7 @@ TEST(PartTest, EncodedCellsLieInLayerThenHeadOrder) {
   for (uint32_t layer = 0; layer < 3; ++layer) {
     for (uint32_t head = 2; head < 4; ++head) {
       EXPECT_EQ(EncodedCellOffset(*model->codec, range, layer, head), offset);
-      offset += model->codec->cell(layer).cell_bytes();
+      offset += model->codec->cell_bytes(layer);
     }
   }
   EXPECT_EQ(EncodedPartBytes(*model->codec, range), offset);

@@ -38,7 +38,7 @@ TEST(GoldenTest, EveryIsaEncodesTheGoldenBytes) {
 TEST(GoldenTest, GoldenBytesAreValid) {
   for (const GoldenCell& golden : GoldenCells()) {
     const auto codec = MakeCodec(golden.layout, Resolve(golden.request, golden.layout), BestIsa());
-    SKETCHKV_EXPECT_OK(codec->cell(0).Validate(ReadGolden(golden.file), golden.num_tokens));
+    SKETCHKV_EXPECT_OK(codec->cell(0, 0).Validate(ReadGolden(golden.file), golden.num_tokens));
   }
 }
 

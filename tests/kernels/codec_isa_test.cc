@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "kernels/cpu/kernel_table.h"
+#include "kernels/format.h"
 #include "tests/kernels/codec_testing.h"
 #include "tests/testing/status_matchers.h"
 
@@ -88,14 +89,14 @@ void ExpectSame(const ProfileRequest& request, const Shape& shape) {
   KvLayout layout = Layout(shape.head_dim, shape.value_dim, shape.block_tokens, shape.dtype);
   const CodecProfile profile = Resolve(request, layout);
   const auto scalar = MakeCodec(layout, profile, Isa::kScalar);
-  const Answers wanted = Ask(scalar->cell(0), shape, 0);
-  SKETCHKV_ASSERT_OK(scalar->cell(0).Validate(wanted.cell, shape.num_tokens));
+  const Answers wanted = Ask(scalar->cell(0, 0), shape, 0);
+  SKETCHKV_ASSERT_OK(scalar->cell(0, 0).Validate(wanted.cell, shape.num_tokens));
   for (Isa isa : SupportedIsas()) {
     if (isa == Isa::kScalar) continue;
     SCOPED_TRACE(::testing::Message() << std::string(IsaName(isa)) << " d " << shape.head_dim
                                       << " tokens " << shape.num_tokens);
     // Rows that start at odd addresses, with NaN around them.
-    const Answers got = Ask(MakeCodec(layout, profile, isa)->cell(0), shape, 3);
+    const Answers got = Ask(MakeCodec(layout, profile, isa)->cell(0, 0), shape, 3);
     ASSERT_TRUE(BitEqual(got.cell, wanted.cell)) << "cell";
     ASSERT_TRUE(BitEqual(got.decoded, wanted.decoded)) << "decoded";
     ASSERT_TRUE(BitEqual(got.scores, wanted.scores)) << "scores";
@@ -109,7 +110,8 @@ INSTANTIATE_TEST_SUITE_P(Codec, IsaEquality, ::testing::ValuesIn(AllRequests()),
 
 TEST_P(IsaEquality, EveryDimension) {
   const ProfileRequest& request = GetParam().request;
-  const bool dense = request.name == "qjl-paper" || request.projection.has_value();
+  const bool dense =
+      request.name == "qjl-paper" || request.name == "klt" || request.projection.has_value();
   for (uint32_t dim : {16u, 24u, 64u, 80u, 96u, 128u, 192u, 576u}) {
     if (dense && dim > 192) continue;  // making S takes longer than using it
     ASSERT_NO_FATAL_FAILURE(ExpectSame(request, {dim, dim, 33, 33}));
@@ -135,6 +137,58 @@ TEST(IsaTest, DispatchReachesTheKernelsAskedFor) {
   for (Isa isa : SupportedIsas()) EXPECT_EQ(KernelsOf(isa).name, IsaName(isa));
 }
 
+// Through tiles of one token and sixteen channels: fp16 rows in, fp16 rows out.
+void FromHalves(const KernelTable& kernels, const uint8_t* halves, uint32_t count, float* out) {
+  for (uint32_t i = 0; i < count; i += kLanes) {
+    float tile[kLanes * kLanes];
+    kernels.load_tile({halves + 2 * i, 0, static_cast<uint32_t>(DType::kFp16), nullptr}, 1, kLanes,
+                      tile);
+    for (uint32_t c = 0; c < kLanes; ++c) out[i + c] = tile[c * kLanes];
+  }
+}
+
+void ToHalves(const KernelTable& kernels, const float* x, size_t count, uint16_t* out) {
+  for (size_t i = 0; i < count; i += kLanes) {
+    float tile[kLanes * kLanes] = {};
+    for (size_t c = 0; c < kLanes && i + c < count; ++c) tile[c * kLanes] = x[i + c];
+    uint16_t row[kLanes];
+    kernels.store_tile(tile, 1, kLanes, reinterpret_cast<uint8_t*>(row), sizeof(row),
+                       static_cast<uint32_t>(DType::kFp16));
+    for (size_t c = 0; c < kLanes && i + c < count; ++c) out[i + c] = row[c];
+  }
+}
+
+// Every stored scale is its own float's scale again; between two of them the nearer one is stored,
+// and of the middle the even one; what is too large becomes the largest.
+TEST(IsaTest, ScalesRoundToNearestEven) {
+  for (Isa isa : SupportedIsas()) {
+    SCOPED_TRACE(std::string(IsaName(isa)));
+    const KernelTable& kernels = KernelsOf(isa);
+    for (uint32_t first = 0; first + kLanes < kLargestScale; first += kLanes) {
+      uint16_t scales[kLanes], back[kLanes];
+      float floats[kLanes], middles[kLanes], above[kLanes];
+      for (uint32_t i = 0; i < kLanes; ++i) scales[i] = static_cast<uint16_t>(first + i);
+      kernels.load_scales(reinterpret_cast<const uint8_t*>(scales), kLanes, floats);
+      for (uint32_t i = 0; i < kLanes; ++i) {
+        middles[i] = std::bit_cast<float>((first + i) << 15 | 0x4000);
+        above[i] = std::nextafterf(middles[i], std::numeric_limits<float>::infinity());
+        ASSERT_EQ(floats[i], std::bit_cast<float>((first + i) << 15));
+      }
+      kernels.store_scales(floats, kLanes, reinterpret_cast<uint8_t*>(back));
+      for (uint32_t i = 0; i < kLanes; ++i) ASSERT_EQ(back[i], first + i);
+      kernels.store_scales(middles, kLanes, reinterpret_cast<uint8_t*>(back));
+      for (uint32_t i = 0; i < kLanes; ++i) ASSERT_EQ(back[i], first + i + (first + i) % 2);
+      kernels.store_scales(above, kLanes, reinterpret_cast<uint8_t*>(back));
+      for (uint32_t i = 0; i < kLanes; ++i) ASSERT_EQ(back[i], first + i + 1);
+    }
+    float huge[kLanes];
+    uint16_t back[kLanes];
+    for (float& x : huge) x = std::numeric_limits<float>::max();
+    kernels.store_scales(huge, kLanes, reinterpret_cast<uint8_t*>(back));
+    for (uint16_t scale : back) ASSERT_EQ(scale, kLargestScale);
+  }
+}
+
 // All 65,536 halves to float, and floats around every midpoint between two halves back.
 TEST(IsaTest, HalfConversionsAreExactAndRoundToNearestEven) {
   std::vector<uint16_t> halves(65536);
@@ -145,9 +199,9 @@ TEST(IsaTest, HalfConversionsAreExactAndRoundToNearestEven) {
   for (Isa isa : SupportedIsas()) {
     SCOPED_TRACE(std::string(IsaName(isa)));
     std::vector<float> floats(65536);
-    KernelsOf(isa).from_half(bytes, 65536, floats.data());
+    FromHalves(KernelsOf(isa), bytes, 65536, floats.data());
     std::vector<uint16_t> back(65536);
-    KernelsOf(isa).to_half(floats.data(), 65536, reinterpret_cast<uint8_t*>(back.data()));
+    ToHalves(KernelsOf(isa), floats.data(), 65536, back.data());
     for (uint32_t i = 0; i < 65536; ++i) {
       if ((i & 0x7C00) == 0x7C00) continue;  // infinities and NaN
       ASSERT_EQ(floats[i], wanted[0][i]) << i;
@@ -162,7 +216,7 @@ TEST(IsaTest, HalfConversionsAreExactAndRoundToNearestEven) {
       between[3 * i + 2] = std::nextafterf(middle, 1e9f);
     }
     back.assign(between.size(), 0);
-    KernelsOf(isa).to_half(between.data(), between.size(), reinterpret_cast<uint8_t*>(back.data()));
+    ToHalves(KernelsOf(isa), between.data(), between.size(), back.data());
     for (uint32_t i = 0; i < 0x7BFF; ++i) {
       ASSERT_EQ(back[3 * i], i);
       ASSERT_EQ(back[3 * i + 1], i + i % 2);

@@ -14,9 +14,14 @@
 namespace sketchkv::testing {
 namespace {
 
-// Of an fp16 number with one exponent a cell, relative to itself and to the cell's largest.
-constexpr double kHalfRelative = 1.0 / 2048 + 1e-5;
-constexpr double kHalfAbsolute = 0x1p-38;
+// Of a stored scale, relative to itself; and the step of those below the normal floats.
+constexpr double kScaleRelative = 1.0 / 512 + 1e-5;
+constexpr double kScaleAbsolute = 0x1p-134;
+
+double LargestLevel(uint32_t bits) {
+  const double largest[] = {0.79788456, 1.510, 2.152, 2.733};
+  return largest[bits - 1];
+}
 
 double Norm(const std::vector<double>& x) { return std::sqrt(ReferenceDot(x, x)); }
 
@@ -41,10 +46,16 @@ class Subject {
         bytes_(EncodeCell(cell(), key_rows_, value_rows_, num_tokens)),
         keys(key_rows_.Doubles(layout.key_scale)),
         values(value_rows_.Doubles(layout.value_scale)),
-        projection(ReferenceProjection(profile_, layout.head_dim, codec_->dense_projection(0))),
-        parsed(ReferenceParse(layout_, profile_, projection, bytes_)) {}
+        projection(
+            ReferenceProjection(profile_, layout.head_dim, codec_->dense_projection(0), table())),
+        value_projection(ReferenceValueProjection(profile_, layout.value_dim, table())),
+        parsed(ReferenceParse(layout_, profile_, table(), projection, bytes_, num_tokens)) {}
 
-  [[nodiscard]] const CellCodec& cell() const { return codec_->cell(0); }
+  [[nodiscard]] const CellCodec& cell() const { return codec_->cell(0, 0); }
+  [[nodiscard]] const HeadTable& table() const {
+    static const HeadTable* const none = new HeadTable();
+    return profile_.uses_tables() ? codec_->tables()->at(0, 0) : *none;
+  }
   [[nodiscard]] const KvLayout& layout() const { return layout_; }
   [[nodiscard]] const CodecProfile& profile() const { return profile_; }
   [[nodiscard]] std::span<const std::byte> bytes() const { return bytes_; }
@@ -58,14 +69,14 @@ class Subject {
 
  public:
   const Matrix keys, values;  // what was encoded
-  const Matrix projection;
+  const Matrix projection, value_projection;
   const ReferenceCell parsed;  // what the bytes say
 };
 
 // Signs and scale of one sketch of `key` by the first rows of S. A sign may differ only where the
 // projection is within rounding of zero.
-void ExpectSketch(const Matrix& s, const std::vector<double>& key, const std::vector<int>& signs,
-                  double scale, double largest_scale, ScaleRule rule) {
+void ExpectSketch(const Matrix& s, const std::vector<double>& key, const std::vector<double>& signs,
+                  double scale, ScaleRule rule) {
   const double norm = Norm(key);
   const double rounding = 1e-6 * norm * std::sqrt(static_cast<double>(key.size()));
   double dot = 0;
@@ -78,7 +89,90 @@ void ExpectSketch(const Matrix& s, const std::vector<double>& key, const std::ve
   }
   double wanted = std::sqrt(M_PI / 2) / static_cast<double>(signs.size()) * norm;
   if (rule == ScaleRule::kExact) wanted = norm > 0 ? norm * norm / dot : 0.0;
-  ASSERT_NEAR(scale, wanted, wanted * kHalfRelative + largest_scale * kHalfAbsolute);
+  ASSERT_NEAR(scale, wanted, wanted * kScaleRelative + kScaleAbsolute);
+}
+
+// Of row `i` of a run: a quarter of the 3-bit codes of keys have levels of their own.
+const std::vector<double>& LevelsOf(const ReferenceRun& run, bool keys, uint32_t i) {
+  const uint32_t piece = std::min(32u, run.rows - i / 32 * 32);
+  return keys && run.bits == 3 && i % 32 >= piece - piece / 4 ? run.spread_levels : run.levels;
+}
+
+// Codes of the projections `y` as far as any encoder must agree: for some unit of the key's own,
+// every code is the nearest level (within rounding), the unit is at least as good as the plain RMS,
+// and the scale follows from the codes. `energy`: |x|^2 of what was projected; row_energy: of a
+// row of S.
+void ExpectCodes(const std::vector<ReferenceRun>& runs, bool keys, const std::vector<double>& y,
+                 const std::vector<double>& levels, double scale, ScaleRule rule, double energy,
+                 double row_energy) {
+  double dot = 0, square = 0, mean = 0;
+  for (size_t i = 0; i < y.size(); ++i) {
+    dot += y[i] * levels[i];
+    square += levels[i] * levels[i];
+  }
+  double wanted = 0;
+  if (energy > 0) {
+    wanted = rule == ScaleRule::kExact ? energy / dot : dot / (square * row_energy);
+  }
+  ASSERT_NEAR(scale, wanted, wanted * kScaleRelative + kScaleAbsolute);
+  if (energy == 0) return;
+
+  // Of units at which each coordinate's nearest level is the stored one: from below and above.
+  double low = 0, high = std::numeric_limits<double>::infinity();
+  for (const ReferenceRun& run : runs) {
+    const double unit = run.levels.back() / LargestLevel(run.bits);  // of the coordinates' RMS
+    for (uint32_t r = run.row; r < run.row + run.rows; ++r) {
+      mean += y[r] * y[r] / (unit * unit) / static_cast<double>(y.size());
+      const double magnitude = std::fabs(y[r]);
+      if (magnitude > 1e-5 * std::sqrt(energy)) {
+        ASSERT_EQ(levels[r] > 0, y[r] > 0) << "row " << r;
+      }
+      const std::vector<double>& own = LevelsOf(run, keys, r - run.row);
+      const size_t half = own.size() / 2;
+      size_t index = half;
+      while (std::fabs(own[index] - std::fabs(levels[r])) > 1e-6 * unit) ++index;
+      // Bounds lie midway between levels, to four digits.
+      if (index > half) high = std::min(high, magnitude / ((own[index] + own[index - 1]) / 2));
+      if (index + 1 < own.size()) {
+        low = std::max(low, magnitude / ((own[index] + own[index + 1]) / 2));
+      }
+    }
+  }
+  ASSERT_LE(low, high * 1.001) << "no unit explains these codes";
+  // Not worse than taking the RMS for the unit.
+  double plain_dot = 0, plain_square = 0;
+  for (const ReferenceRun& run : runs) {
+    for (uint32_t r = run.row; r < run.row + run.rows; ++r) {
+      const std::vector<double>& own = LevelsOf(run, keys, r - run.row);
+      double best = own[0];
+      for (double level : own) {
+        const double u = y[r] / std::sqrt(mean);
+        if (std::fabs(level - u) < std::fabs(best - u)) best = level;
+      }
+      plain_dot += y[r] * best;
+      plain_square += best * best;
+    }
+  }
+  ASSERT_GE(dot * dot / square, 0.995 * plain_dot * plain_dot / plain_square);
+}
+
+std::vector<double> Project(const Matrix& s, const std::vector<double>& x) {
+  std::vector<double> y;
+  for (const auto& row : s) y.push_back(ReferenceDot(row, x));
+  return y;
+}
+
+// Of a block's mean: what is stored is the bf16 nearest to it.
+void ExpectMean(const Subject& x) {
+  if (x.profile().centering != Centering::kBlock) return;
+  for (size_t c = 0; c < x.parsed.key_mean.size(); ++c) {
+    double mean = 0, size = 0;
+    for (const auto& key : x.keys) {
+      mean += key[c] / static_cast<double>(x.keys.size());
+      size += std::fabs(key[c]) / static_cast<double>(x.keys.size());
+    }
+    ASSERT_NEAR(x.parsed.key_mean[c], mean, std::fabs(mean) / 256 + 1e-5 * size) << c;
+  }
 }
 
 void ExpectKeys(const Subject& x) {
@@ -87,28 +181,44 @@ void ExpectKeys(const Subject& x) {
     ASSERT_EQ(cell.keys, x.keys);
     return;
   }
-  const double largest = *std::max_element(cell.key_scales.begin(), cell.key_scales.end());
+  ASSERT_NO_FATAL_FAILURE(ExpectMean(x));
+  const auto runs = ReferenceKeyRuns(x.profile(), x.layout().head_dim, x.table());
+  const bool basis = x.profile().projection == Projection::kBasis;
   for (uint32_t t = 0; t < cell.num_tokens; ++t) {
     std::vector<double> rest = x.keys[t];
+    for (size_t c = 0; c < rest.size(); ++c) rest[c] -= cell.key_mean[c];
+    const std::vector<double> centered = rest;
     std::vector<double> chosen(rest.size(), 0.0);
     for (uint32_t channel : cell.channels[t]) {
       chosen[channel] = rest[channel];
       rest[channel] = 0;
     }
     SCOPED_TRACE(t);
-    ASSERT_NO_FATAL_FAILURE(ExpectSketch(x.projection, rest, cell.signs[t], cell.key_scales[t],
-                                         largest, x.profile().scale_rule));
-    if (x.profile().outlier_method == OutlierMethod::kSketch) {
+    // Squares of keys this far below the cell's largest may vanish, and their scale with them.
+    if (Norm(rest) < 1e-15 * Largest(x.keys)) {
+      ASSERT_LE(cell.key_scales[t], Norm(rest));
+      continue;
+    }
+    if (x.profile().key_codec == KeyCodec::kSketch) {
+      ASSERT_NO_FATAL_FAILURE(ExpectSketch(x.projection, rest, cell.key_levels[t],
+                                           cell.key_scales[t], x.profile().scale_rule));
+    } else {
+      const std::vector<double> y = Project(x.projection, rest);
       ASSERT_NO_FATAL_FAILURE(
-          ExpectSketch(x.projection, chosen, cell.outlier_signs[t], cell.outlier_scales[t],
-                       *std::max_element(cell.outlier_scales.begin(), cell.outlier_scales.end()),
-                       x.profile().scale_rule));
+          ExpectCodes(runs, true, y, cell.key_levels[t], cell.key_scales[t],
+                      x.profile().scale_rule, basis ? ReferenceDot(y, y) : ReferenceDot(rest, rest),
+                      basis ? 1.0 : x.layout().head_dim));
+    }
+    if (x.profile().outlier_method == OutlierMethod::kSketch) {
+      ASSERT_NO_FATAL_FAILURE(ExpectSketch(x.projection, chosen, cell.outlier_signs[t],
+                                           cell.outlier_scales[t], x.profile().scale_rule));
     } else {
       for (size_t o = 0; o < cell.channels[t].size(); ++o) {
         const uint32_t c = cell.channels[t][o];
-        // Half a step, and what fp16 takes from the largest of 127 steps.
+        // Half a step, and what the scale's rounding takes from the largest of 127 steps.
         ASSERT_NEAR(cell.keys[t][c], x.keys[t][c],
-                    cell.outlier_scales[o] * (0.5 + 127.0 / 2048) + 1e-5 * Norm(x.keys[t]));
+                    cell.residual_scales[t][o] * (0.5 + 127.0 / 512) + 1e-5 * Norm(centered) +
+                        1e-5 * std::fabs(x.keys[t][c]));
       }
     }
   }
@@ -116,13 +226,17 @@ void ExpectKeys(const Subject& x) {
 
 // The stored channels are those of most energy in their group of tokens (ties within rounding).
 void ExpectChannels(const Subject& x) {
+  if (x.profile().outlier_source == OutlierSource::kTable) return;
   const uint32_t group_tokens =
       x.profile().outlier_method == OutlierMethod::kSketch ? 32 : x.layout().block_tokens;
   for (uint32_t first = 0; first < x.parsed.num_tokens; first += group_tokens) {
     const uint32_t end = std::min(x.parsed.num_tokens, first + group_tokens);
     std::vector<double> energy(x.layout().head_dim, 0.0);
     for (uint32_t t = first; t < end; ++t) {
-      for (uint32_t c = 0; c < energy.size(); ++c) energy[c] += x.keys[t][c] * x.keys[t][c];
+      for (uint32_t c = 0; c < energy.size(); ++c) {
+        const double k = x.keys[t][c] - x.parsed.key_mean[c];
+        energy[c] += k * k;
+      }
       ASSERT_EQ(x.parsed.channels[t], x.parsed.channels[first]);
     }
     const auto& channels = x.parsed.channels[first];
@@ -135,6 +249,26 @@ void ExpectChannels(const Subject& x) {
   }
 }
 
+void ExpectRotatedValues(const Subject& x) {
+  const auto runs = ReferenceValueRuns(x.profile(), x.layout().value_dim, x.table());
+  const bool basis = x.profile().value_codec == ValueCodec::kBasis;
+  for (uint32_t t = 0; t < x.parsed.num_tokens; ++t) {
+    std::vector<double> value = x.values[t];
+    for (size_t c = 0; basis && c < value.size(); ++c) value[c] -= x.table().value_mean[c];
+    SCOPED_TRACE(t);
+    if (Norm(value) < 1e-15 * Largest(x.values)) {
+      ASSERT_LE(x.parsed.value_scales[t][0], Norm(value));
+      continue;
+    }
+    const std::vector<double> y = Project(x.value_projection, value);
+    ASSERT_NO_FATAL_FAILURE(
+        ExpectCodes(runs, false, y, x.parsed.value_levels[t], x.parsed.value_scales[t][0],
+                    x.profile().value_scale_rule,
+                    basis ? ReferenceDot(y, y) : ReferenceDot(value, value),
+                    basis ? 1.0 : x.layout().value_dim));
+  }
+}
+
 void ExpectValues(const Subject& x) {
   const ReferenceCell& cell = x.parsed;
   if (x.layout().value_source == ValueSource::kKeyPrefix) return;
@@ -142,9 +276,9 @@ void ExpectValues(const Subject& x) {
     ASSERT_EQ(cell.values, x.values);
     return;
   }
+  if (x.profile().value_codec != ValueCodec::kMinMax) return ExpectRotatedValues(x);
   const uint32_t group_size = x.profile().value_group_size;
   const double levels = (1 << x.profile().value_bits) - 1;
-  const double absolute = Largest(x.values) * kHalfAbsolute;
   for (uint32_t t = 0; t < cell.num_tokens; ++t) {
     for (uint32_t g = 0; g * group_size < x.layout().value_dim; ++g) {
       const auto begin = x.values[t].begin() + g * group_size;
@@ -152,9 +286,11 @@ void ExpectValues(const Subject& x) {
       const double low = *std::min_element(begin, end);
       const double high = *std::max_element(begin, end);
       const double scale = cell.value_scales[t][g];
-      ASSERT_NEAR(scale, (high - low) / levels, (high - low) / levels * kHalfRelative + absolute);
-      // Half a step; at the ends also what fp16 takes from minimum and range.
-      const double bound = scale * 0.5001 + (std::fabs(low) + high - low) / 2048 + 2 * absolute;
+      const double wanted = std::max((high - low) / levels, std::fabs(low) / 2040);
+      ASSERT_NEAR(scale, wanted, wanted * kScaleRelative + kScaleAbsolute);
+      // Half a step; half a unit of the zero; at the upper end what the scale's rounding takes.
+      const double bound = scale * (0.5001 + 1.0 / 32) + (high - low) / 512 +
+                           1e-6 * std::fabs(low) + 2 * kScaleAbsolute;
       for (uint32_t c = g * group_size; c < std::min(x.layout().value_dim, (g + 1) * group_size);
            ++c) {
         ASSERT_NEAR(cell.values[t][c], x.values[t][c], bound) << "token " << t << " channel " << c;
@@ -223,7 +359,10 @@ void ExpectAttention(const Subject& x, const std::vector<float>& queries, uint32
     if (begin == end) {
       ASSERT_EQ(lse[q], -std::numeric_limits<float>::infinity());
     } else {
-      ASSERT_NEAR(lse[q], wanted.lse, 2e-5 * (1 + std::fabs(wanted.lse)));
+      // Logits of opposite signs may cancel in a mean's score.
+      const double logit = options.softmax_scale * Norm(RowOf(queries, q, x.layout().head_dim)) *
+                           Largest(keys);
+      ASSERT_NEAR(lse[q], wanted.lse, 2e-5 * (1 + std::fabs(wanted.lse)) + 2e-6 * logit);
     }
     for (uint32_t c = 0; c < dim; ++c) ASSERT_NEAR(out[size_t{q} * dim + c], wanted.out[c], bound);
   }
@@ -273,10 +412,9 @@ TEST_P(EveryProfile, ReadsEveryDType) {
   }
 }
 
-// The key's square, the range of values and every stored number would overflow or vanish in fp16,
-// and the squares in float.
+// Squares overflow or vanish in float.
 TEST_P(EveryProfile, SurvivesTheEndsOfTheFloatRange) {
-  for (double magnitude : {1.5e38 / 9, 1e-38}) {
+  for (double magnitude : {1.5e38 / 9, 1e-31}) {
     SCOPED_TRACE(magnitude);
     for (DType dtype : {DType::kBf16, DType::kFp32}) {
       const Subject x(Layout(48, 40, 32, dtype), GetParam().request, 30, 3, magnitude);
@@ -295,7 +433,7 @@ TEST_P(EveryProfile, SurvivesTheEndsOfTheFloatRange) {
 }
 
 TEST(CodecOracleTest, WidestHeads) {
-  for (const char* name : {"raw", "qjl", "qjl-paper"}) {
+  for (const char* name : {"raw", "qjl", "qjl-paper", "qjl3p", "klt"}) {
     SCOPED_TRACE(name);
     ASSERT_NO_FATAL_FAILURE(ExpectAll(Subject(Layout(576, 576, 16), Named(name), 9, 8)));
   }
@@ -354,20 +492,20 @@ TEST(CodecOracleTest, ManyQueriesAreTheSameAsOneAtATime) {
 
 TEST(CodecOracleTest, RefusesNumbersThatAreNotFinite) {
   const uint64_t nan = 0x7FC1, infinity = 0xFF80;
-  for (const char* name : {"raw", "qjl", "qjl-paper"}) {
+  for (const char* name : {"raw", "qjl", "qjl-paper", "qjl3p", "klt"}) {
     const KvLayout layout = Layout(64, 48, 32);
     const auto codec = MakeCodec(layout, Resolve(Named(name), layout), Isa::kScalar);
-    std::vector<std::byte> cell(codec->cell(0).cell_bytes());
+    std::vector<std::byte> cell(codec->cell(0, 0).cell_bytes());
     GuardedRows keys = RandomRows(20, 64, DType::kBf16, 1);
     GuardedRows values = RandomRows(20, 48, DType::kBf16, 2);
     keys.SetBits(17, 5, nan);
     keys.SetBits(18, 2, infinity);
     EXPECT_THAT(
-        codec->cell(0).Encode(keys.view(), values.view(), 20, cell),
+        codec->cell(0, 0).Encode(keys.view(), values.view(), 20, cell),
         StatusIs(absl::StatusCode::kInvalidArgument, {"keys", "token 17", "channel 5", "NaN"}));
-    SKETCHKV_EXPECT_OK(codec->cell(0).Encode(keys.view(), values.view(), 17, cell));
+    SKETCHKV_EXPECT_OK(codec->cell(0, 0).Encode(keys.view(), values.view(), 17, cell));
     values.SetBits(3, 47, infinity);
-    EXPECT_THAT(codec->cell(0).Encode(keys.view(), values.view(), 17, cell),
+    EXPECT_THAT(codec->cell(0, 0).Encode(keys.view(), values.view(), 17, cell),
                 StatusIs(absl::StatusCode::kInvalidArgument,
                          {"values", "token 3", "channel 47", "infinite"}));
   }
@@ -377,10 +515,10 @@ TEST(CodecOracleTest, RefusesFp8ThatIsNotFiniteAfterItsScale) {
   KvLayout layout = Layout(16, 16, 16, DType::kFp8E5M2);
   layout.key_scale = 1e34f;
   const auto codec = MakeCodec(layout, Resolve({}, layout), Isa::kScalar);
-  std::vector<std::byte> cell(codec->cell(0).cell_bytes());
+  std::vector<std::byte> cell(codec->cell(0, 0).cell_bytes());
   GuardedRows keys(2, 16, DType::kFp8E5M2, 0, 0);
   keys.Set(1, 9, 57344.0);
-  EXPECT_THAT(codec->cell(0).Encode(keys.view(), keys.view(), 2, cell),
+  EXPECT_THAT(codec->cell(0, 0).Encode(keys.view(), keys.view(), 2, cell),
               StatusIs(absl::StatusCode::kInvalidArgument, {"token 1", "channel 9", "infinite"}));
 }
 
@@ -390,10 +528,10 @@ TEST(CodecOracleTest, DecodesRawHalvesUnchangedAndOthersNotToFp8) {
     const auto codec = MakeCodec(layout, Resolve(Named("raw"), layout), Isa::kScalar);
     const GuardedRows keys = RandomRows(19, 24, dtype, 1, 3);
     const GuardedRows values = RandomRows(19, 16, dtype, 2, 3);
-    const auto cell = EncodeCell(codec->cell(0), keys, values, 19);
+    const auto cell = EncodeCell(codec->cell(0, 0), keys, values, 19);
     std::vector<std::byte> out(19 * layout.value_row_bytes());
     SKETCHKV_ASSERT_OK(
-        codec->cell(0).Decode(cell, 19, dtype, {}, dtype, {out.data(), layout.value_row_bytes()}));
+        codec->cell(0, 0).Decode(cell, 19, dtype, {}, dtype, {out.data(), layout.value_row_bytes()}));
     for (uint32_t t = 0; t < 19; ++t) {
       EXPECT_EQ(std::memcmp(out.data() + t * layout.value_row_bytes(),
                             values.view().data + t * values.view().stride_bytes,
@@ -403,10 +541,10 @@ TEST(CodecOracleTest, DecodesRawHalvesUnchangedAndOthersNotToFp8) {
   }
   const KvLayout layout = Layout(24, 16, 20, DType::kFp8E4M3);
   const auto codec = MakeCodec(layout, Resolve({}, layout), Isa::kScalar);
-  const auto cell = EncodeCell(codec->cell(0), RandomRows(4, 24, DType::kFp8E4M3, 1),
+  const auto cell = EncodeCell(codec->cell(0, 0), RandomRows(4, 24, DType::kFp8E4M3, 1),
                                RandomRows(4, 16, DType::kFp8E4M3, 1), 4);
   std::vector<std::byte> out(4 * 24, kPoison);
-  EXPECT_THAT(codec->cell(0).Decode(cell, 4, DType::kFp8E4M3, {out.data(), 24}, DType::kBf16, {}),
+  EXPECT_THAT(codec->cell(0, 0).Decode(cell, 4, DType::kFp8E4M3, {out.data(), 24}, DType::kBf16, {}),
               StatusIs(absl::StatusCode::kInvalidArgument, {"key dtype", "fp8_e4m3"}));
   EXPECT_EQ(out, std::vector<std::byte>(4 * 24, kPoison));
 }

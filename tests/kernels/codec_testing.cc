@@ -133,8 +133,20 @@ ProfileRequest Named(const std::string& name) {
   return request;
 }
 
+namespace {
+
+bool NeedsTables(const ProfileRequest& request) {
+  return request.name == "klt" || request.centering == Centering::kTable ||
+         request.outlier_source == OutlierSource::kTable ||
+         request.value_codec == ValueCodec::kBasis;
+}
+
+}  // namespace
+
 CodecProfile Resolve(const ProfileRequest& request, const KvLayout& layout, uint32_t layer) {
-  auto profile = ResolveProfile(request, layout, layer);
+  std::shared_ptr<const ModelTables> tables;
+  if (NeedsTables(request)) tables = RandomTables(layout, request.num_outliers.value_or(0));
+  auto profile = ResolveProfile(request, layout, layer, tables.get());
   if (!profile.ok()) {
     std::cerr << profile.status() << std::endl;
     std::abort();
@@ -144,8 +156,10 @@ CodecProfile Resolve(const ProfileRequest& request, const KvLayout& layout, uint
 
 std::unique_ptr<BlockCodec> MakeCodec(const KvLayout& layout, const CodecProfile& profile,
                                       Isa isa) {
-  auto codec =
-      BlockCodec::Create(layout, std::vector<CodecProfile>(layout.num_layers, profile), isa);
+  std::shared_ptr<const ModelTables> tables;
+  if (profile.uses_tables()) tables = RandomTables(layout, profile.num_outliers);
+  auto codec = BlockCodec::Create(
+      layout, std::vector<CodecProfile>(layout.num_layers, profile), isa, std::move(tables));
   if (!codec.ok()) {
     std::cerr << codec.status() << std::endl;
     std::abort();
@@ -200,6 +214,25 @@ std::vector<NamedRequest> AllRequests() {
   add("qjl_rawvalues_seed", "qjl", [](auto& r) { r.value_bits = 16, r.seed = 7; });
   add("qjl_gaussian", "qjl", [](auto& r) { r.projection = Projection::kGaussian; });
   add("qjl_orthogonal", "qjl", [](auto& r) { r.projection = Projection::kOrthogonal; });
+  add("qjl_centered", "qjl", [](auto& r) { r.centering = Centering::kTable, r.num_outliers = 2; });
+  add("codes2", "qjl2p");
+  add("codes2_residual4", "qjl2p", [](auto& r) { r.num_outliers = 4; });
+  add("codes2_table_outliers", "qjl2p", [](auto& r) {
+    r.num_outliers = 3, r.outlier_source = OutlierSource::kTable, r.centering = Centering::kTable;
+  });
+  add("codes3", "qjl3p");
+  add("codes3_block_mean_v4", "qjl3p",
+      [](auto& r) { r.centering = Centering::kBlock, r.value_bits = 4; });
+  add("codes3_least_squares_v3", "qjl3p",
+      [](auto& r) { r.scale_rule = r.value_scale_rule = ScaleRule::kLeastSquares, r.value_bits = 3; });
+  add("codes4_orthogonal_minmax", "qjl4p", [](auto& r) {
+    r.projection = Projection::kOrthogonal, r.value_codec = ValueCodec::kMinMax;
+  });
+  add("codes2_basis_values", "qjl2p", [](auto& r) { r.value_codec = ValueCodec::kBasis; });
+  add("klt", "klt");
+  add("klt_rotated_values", "klt", [](auto& r) {
+    r.value_codec = ValueCodec::kRotated, r.centering = Centering::kNone;
+  });
   add("paper", "qjl-paper");
   add("paper_no_outliers", "qjl-paper", [](auto& r) { r.num_outliers = 0; });
   add("paper_hadamard", "qjl-paper",

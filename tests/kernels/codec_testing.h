@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/codec.h"
+#include "tests/testing/random_tables.h"
 #include "tests/testing/reference_codec.h"
 
 namespace sketchkv::testing {
@@ -51,8 +52,9 @@ constexpr std::byte kPoison{0xA5};
 KvLayout Layout(uint32_t head_dim, uint32_t value_dim, uint32_t block_tokens,
                 DType dtype = DType::kBf16);
 ProfileRequest Named(const std::string& name);
-// Aborts when the profile does not resolve.
+// Aborts when the profile does not resolve. Tables are those of RandomTables(layout).
 CodecProfile Resolve(const ProfileRequest& request, const KvLayout& layout, uint32_t layer = 0);
+// With RandomTables(layout) where the profile uses tables.
 std::unique_ptr<BlockCodec> MakeCodec(const KvLayout& layout, const CodecProfile& profile, Isa isa);
 std::vector<Isa> SupportedIsas();
 Isa BestIsa();

@@ -42,14 +42,14 @@ TEST(ExactMathTest, PowersOfTwoGoBothWaysThroughTheWholeRange) {
 TEST(ProjectionTest, BlocksAreOrthogonalWithRowsOfNormSqrtD) {
   for (Projection kind : {Projection::kHadamard, Projection::kOrthogonal}) {
     for (uint32_t d : {16u, 24u, 80u, 96u, 128u}) {
-      ProfileRequest request;
+      ProfileRequest request = Named("qjl");
       request.projection = kind;
       const KvLayout layout = Layout(d, d, 16);
       const CodecProfile profile = Resolve(request, layout);
       const auto codec = MakeCodec(layout, profile, Isa::kScalar);
       EXPECT_EQ(codec->dense_projection(0).size(),
                 kind == Projection::kHadamard ? 0u : size_t{profile.sign_bits} * d);
-      const Matrix s = ReferenceProjection(profile, d, codec->dense_projection(0));
+      const Matrix s = ReferenceProjection(profile, d, codec->dense_projection(0), {});
       for (uint32_t i = 0; i < s.size(); ++i) {
         for (uint32_t j = i / d * d; j <= i; ++j) {
           ASSERT_NEAR(ReferenceDot(s[i], s[j]), i == j ? d : 0.0, 2e-5)

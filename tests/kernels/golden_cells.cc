@@ -27,10 +27,20 @@ std::vector<GoldenCell> GoldenCells() {
   ProfileRequest dense = Named("qjl-paper");
   dense.num_outliers = 3;
   dense.value_bits = 8;
+  ProfileRequest planes = Named("qjl3p");
+  planes.centering = Centering::kBlock;
+  planes.value_bits = 3;
+  ProfileRequest outliers = Named("qjl2p");
+  outliers.num_outliers = 4;
+  outliers.value_codec = ValueCodec::kMinMax;
   return {
       {"raw_d16.cell", Layout(16, 16, 16), Named("raw"), 13},
       {"qjl_d64.cell", Layout(64, 64, 16), Named("qjl"), 16},
       {"qjl_residual_d40.cell", Layout(40, 24, 20, DType::kFp16), residual, 19},
+      {"qjl2p_outliers_d128.cell", Layout(128, 128, 32), outliers, 32},
+      {"qjl3p_mean_d80.cell", Layout(80, 72, 20), planes, 18},
+      {"qjl4p_d64.cell", Layout(64, 64, 16, DType::kFp16), Named("qjl4p"), 16},
+      {"klt_d96.cell", Layout(96, 64, 16), Named("klt"), 16},
       {"qjl_paper_d24.cell", Layout(24, 24, 36, DType::kFp32), dense, 35},
   };
 }
@@ -39,7 +49,7 @@ std::vector<std::byte> EncodeGolden(const GoldenCell& golden, Isa isa) {
   const KvLayout& layout = golden.layout;
   const auto codec = MakeCodec(layout, Resolve(golden.request, layout), isa);
   return EncodeCell(
-      codec->cell(0), IntegerRows(golden.num_tokens, layout.head_dim, layout.key_dtype, 5),
+      codec->cell(0, 0), IntegerRows(golden.num_tokens, layout.head_dim, layout.key_dtype, 5),
       IntegerRows(golden.num_tokens, layout.value_dim, layout.value_dtype, 6), golden.num_tokens);
 }
 

@@ -61,7 +61,7 @@ TEST(DTypeTest, NamesGoBothWays) {
 }
 
 TEST(ProfileTest, QjlDefaults) {
-  const CodecProfile p = Resolve({}, Layout(80, 80, 64));
+  const CodecProfile p = Resolve(Named("qjl"), Layout(80, 80, 64));
   EXPECT_EQ(p.name, "qjl");
   EXPECT_EQ(p.key_codec, KeyCodec::kSketch);
   EXPECT_EQ(p.projection, Projection::kHadamard);
@@ -70,9 +70,39 @@ TEST(ProfileTest, QjlDefaults) {
   EXPECT_EQ(p.outlier_method, OutlierMethod::kNone);
   EXPECT_EQ(p.value_bits, 2u);
   EXPECT_EQ(p.value_group_size, 32u);
-  ProfileRequest odd_bits;
+  ProfileRequest odd_bits = Named("qjl");
   odd_bits.sign_bits = 129;
   EXPECT_EQ(Resolve(odd_bits, Layout(80, 80, 64)).sign_bits, 160u) << "whole words";
+}
+
+TEST(ProfileTest, TheDefaultIsThreePlanesWithRotatedValues) {
+  const CodecProfile p = Resolve({}, Layout(80, 72, 64));
+  EXPECT_EQ(p.name, "qjl3p");
+  EXPECT_EQ(p.key_codec, KeyCodec::kCodes);
+  EXPECT_EQ(p.projection, Projection::kHadamard);
+  EXPECT_EQ(p.scale_rule, ScaleRule::kExact);
+  EXPECT_EQ(p.centering, Centering::kNone);
+  EXPECT_EQ(p.code_bits, 3u);
+  EXPECT_EQ(p.key_row_bits, 256u) << "240 bits in whole words";
+  EXPECT_EQ(p.value_codec, ValueCodec::kRotated);
+  EXPECT_EQ(p.value_bits, 2u);
+  EXPECT_FALSE(p.uses_tables());
+  EXPECT_EQ(Resolve(Named("qjl2p"), Layout(80, 72, 64)).key_row_bits, 160u);
+  EXPECT_EQ(Resolve(Named("qjl4p"), Layout(80, 72, 64)).key_row_bits, 320u);
+}
+
+TEST(ProfileTest, KltTakesItsBitsFromTheTables) {
+  const KvLayout layout = Layout(128, 64, 64);
+  EXPECT_THAT(ResolveProfile(Named("klt"), layout, 0), StatusIs(kInvalid, {"klt", "tables"}));
+  const auto tables = RandomTables(layout);
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const CodecProfile p,
+                                ResolveProfile(Named("klt"), layout, 0, tables.get()));
+  EXPECT_EQ(p.key_row_bits, 32u * (4 + 3 + 2) + 32u) << "112 rows: 4, 3, 2 and half a word of 1";
+  EXPECT_EQ(p.value_row_bits, 32u * (4 + 2 + 1)) << "56 rows: 32 of 4 bits, 24 of 3";
+  EXPECT_TRUE(p.uses_tables());
+  EXPECT_THAT(ResolveProfile(Named("klt"), Layout(96, 64, 64), 0, tables.get()),
+              StatusIs(kInvalid, {"head_dim", "128", "96"}));
+  EXPECT_THAT(BlockCodec::Create(layout, {p}, Isa::kScalar), StatusIs(kInvalid, {"klt", "tables"}));
 }
 
 TEST(ProfileTest, PaperGivesEarlyLayersTwiceTheBits) {
@@ -100,7 +130,7 @@ TEST(ProfileTest, RefusesKnobsOutOfBoundOrOutOfPlace) {
     std::vector<std::string> parts;
   };
   const std::vector<Case> cases = {
-      {"zip", [](ProfileRequest*) {}, {"zip", "raw, qjl, qjl-paper"}},
+      {"zip", [](ProfileRequest*) {}, {"zip", "raw, qjl, qjl-paper, qjl2p, qjl3p, qjl4p, klt"}},
       {"qjl", [](ProfileRequest* r) { r->sign_bits = 100; }, {"sign_bits", "100", "128"}},
       {"qjl", [](ProfileRequest* r) { r->sign_bits = 0xFFFFFFFF; }, {"sign_bits", "4294967295"}},
       {"qjl", [](ProfileRequest* r) { r->num_outliers = 17; }, {"num_outliers", "17", "16"}},
@@ -116,6 +146,23 @@ TEST(ProfileTest, RefusesKnobsOutOfBoundOrOutOfPlace) {
       {"qjl-paper",
        [](ProfileRequest* r) { r->outlier_sign_bits = 1024; },
        {"outlier_sign_bits", "1024", "256"}},
+      {"qjl",
+       [](ProfileRequest* r) { r->scale_rule = ScaleRule::kLeastSquares; },
+       {"scale_rule", "3", "1 or 2"}},
+      {"qjl3p", [](ProfileRequest* r) { r->sign_bits = 256; }, {"sign_bits", "256", "unset"}},
+      {"qjl3p", [](ProfileRequest* r) { r->value_bits = 8; }, {"value_bits", "8", "2 to 4"}},
+      {"qjl3p",
+       [](ProfileRequest* r) { r->projection = Projection::kGaussian; },
+       {"projection", "3", "orthogonal"}},
+      {"qjl3p",
+       [](ProfileRequest* r) { r->outlier_source = OutlierSource::kTable; },
+       {"outlier_source", "unset"}},
+      {"qjl3p",
+       [](ProfileRequest* r) { r->centering = static_cast<Centering>(4); },
+       {"centering", "4"}},
+      {"qjl-paper",
+       [](ProfileRequest* r) { r->centering = Centering::kTable; },
+       {"centering", "unset"}},
       {"raw", [](ProfileRequest* r) { r->sign_bits = 256; }, {"sign_bits", "256", "raw"}},
       {"raw", [](ProfileRequest* r) { r->value_bits = 4; }, {"value_bits", "4", "16"}},
   };
@@ -125,7 +172,7 @@ TEST(ProfileTest, RefusesKnobsOutOfBoundOrOutOfPlace) {
     EXPECT_THAT(ResolveProfile(request, Layout(128, 128, 64), 0), StatusIs(kInvalid, c.parts));
   }
   EXPECT_THAT(ResolveProfile({}, Layout(128, 128, 64), 1), StatusIs(kInvalid, {"layer", "1"}));
-  ProfileRequest all_channels;
+  ProfileRequest all_channels = Named("qjl");
   all_channels.num_outliers = 16;
   EXPECT_THAT(ResolveProfile(all_channels, Layout(16, 16, 64), 0),
               StatusIs(kInvalid, {"num_outliers", "16", "15"}));
@@ -133,7 +180,7 @@ TEST(ProfileTest, RefusesKnobsOutOfBoundOrOutOfPlace) {
 
 TEST(BlockCodecTest, RefusesWhatDoesNotFit) {
   KvLayout layout = Layout(128, 128, 64);
-  const CodecProfile qjl = Resolve({}, layout);
+  const CodecProfile qjl = Resolve(Named("qjl"), layout);
   EXPECT_THAT(BlockCodec::Create(layout, {qjl, qjl}, Isa::kScalar),
               StatusIs(kInvalid, {"profiles", "2", "1"}));
   CodecProfile wrong = qjl;
@@ -141,7 +188,7 @@ TEST(BlockCodecTest, RefusesWhatDoesNotFit) {
   EXPECT_THAT(BlockCodec::Create(layout, {wrong}, Isa::kScalar),
               StatusIs(kInvalid, {"layer 0", "sign_bits", "100"}));
   wrong = qjl;
-  wrong.version = 3;
+  wrong.version = 0;
   EXPECT_THAT(BlockCodec::Create(layout, {wrong}, Isa::kScalar), StatusIs(kInvalid, {"version"}));
   layout.value_source = ValueSource::kKeyPrefix;
   EXPECT_THAT(BlockCodec::Create(layout, {qjl}, Isa::kScalar),
@@ -152,17 +199,17 @@ TEST(BlockCodecTest, CellsFollowEachOtherAndBitsCountEveryByte) {
   KvLayout layout = Layout(128, 64, 32);
   layout.num_layers = 3;
   layout.num_kv_heads = 2;
-  const CodecProfile qjl = Resolve({}, layout);
+  const CodecProfile qjl = Resolve(Named("qjl"), layout);
   const CodecProfile raw = Resolve(Named("raw"), layout);
   SKETCHKV_ASSERT_OK_AND_ASSIGN(auto codec,
                                 BlockCodec::Create(layout, {raw, qjl, qjl}, Isa::kScalar));
-  EXPECT_EQ(&codec->cell(1), &codec->cell(2)) << "equal profiles share a codec";
+  EXPECT_EQ(&codec->cell(1, 0), &codec->cell(2, 1)) << "equal profiles share a codec";
   size_t offset = 0;
   for (uint32_t layer = 0; layer < 3; ++layer) {
     for (uint32_t head = 0; head < 2; ++head) {
       EXPECT_EQ(codec->cell_offset(layer, head), offset);
       EXPECT_EQ(offset % 64, 0u);
-      offset += codec->cell(layer).cell_bytes();
+      offset += codec->cell_bytes(layer);
     }
   }
   EXPECT_EQ(codec->slot_bytes(), offset);
@@ -176,23 +223,30 @@ TEST(BlockCodecTest, CellsFollowEachOtherAndBitsCountEveryByte) {
 TEST(FormatTest, SizesOfKnownCells) {
   const KvLayout layout = Layout(128, 128, 64);
   const auto cell = [&](ProfileRequest request, const KvLayout& of) {
-    return MakeCodec(of, Resolve(request, of), Isa::kScalar)->cell(0).cell_bytes();
+    return MakeCodec(of, Resolve(request, of), Isa::kScalar)->cell_bytes(0);
   };
-  // Header 16 and 64 scales; 8 words of 4 tiles; 64 rows of 2-bit codes; 4 groups of 4 tiles.
-  EXPECT_EQ(cell({}, layout), 192u + 4 * 8 * 64 + 64 * 32 + 4 * 4 * 64);
-  ProfileRequest residual;
-  residual.num_outliers = 4;  // 4 channels, 4 scales, 4 bytes a token
-  EXPECT_EQ(cell(residual, layout), 192u + 4 * 8 * 64 + 64 * 4 + 64 * 32 + 4 * 4 * 64);
-  EXPECT_EQ(cell(Named("raw"), layout), 64u + 64 * 256 + 64 * 256);
+  // Scales of 4 tiles; 8 words; 8 lines of 2-bit codes; 4 groups of ranges.
+  EXPECT_EQ(cell(Named("qjl"), layout), 4u * (32 + 8 * 64 + 8 * 64 + 4 * 64));
+  ProfileRequest residual = Named("qjl");
+  residual.num_outliers = 4;  // 4 channels; 4 scales and 64 residuals a tile: 296, up to 320
+  EXPECT_EQ(cell(residual, layout), 4u * (32 + 8 * 64 + 8 * 64 + 4 * 64) + 320);
+  EXPECT_EQ(cell(Named("raw"), layout), 64u * 256 + 64 * 256);
+  // A line of scales, 8, 12 or 16 lines of planes and 8 of values a tile: nothing else.
+  EXPECT_EQ(cell(Named("qjl2p"), layout), 4u * (1 + 8 + 8) * 64);
+  EXPECT_EQ(cell({}, layout), 4u * (1 + 12 + 8) * 64);
+  EXPECT_EQ(cell(Named("qjl4p"), Layout(128, 128, 16)), (1u + 16 + 8) * 64);
+  ProfileRequest three = Named("qjl3p");
+  three.value_bits = 3;
+  EXPECT_EQ(cell(three, Layout(128, 80, 16)), (1u + 12 + 5 + 3) * 64);
   KvLayout late = layout;
   late.num_layers = 2;
   const CodecProfile paper = Resolve(Named("qjl-paper"), late, 1);
-  // Two groups of 8 channels, two scales a token.
-  EXPECT_EQ(MakeCodec(late, paper, Isa::kScalar)->cell(0).cell_bytes(),
-            320u + 4 * 16 * 64 + 64 * 32 + 4 * 4 * 64);
+  // Two scales a token, 16 words, two groups of 8 channels.
+  EXPECT_EQ(MakeCodec(late, paper, Isa::kScalar)->cell_bytes(0),
+            4u * (64 + 16 * 64 + 8 * 64 + 4 * 64) + 64);
   KvLayout mla = Layout(576, 512, 16);
   mla.value_source = ValueSource::kKeyPrefix;
-  EXPECT_EQ(cell(Named("raw"), mla), 64u + 16 * 1152);
+  EXPECT_EQ(cell(Named("raw"), mla), 16u * 1152);
 }
 
 TEST(IsaTest, ChosenOnceForcibleRefusedIfLacking) {

@@ -21,7 +21,7 @@ v1::PartLayout LayoutOf(const PartLayout& part) {
 
 TEST(CodecRpcTest, EncodeStoresNothingAndGivesTheBytesAPutStores) {
   RpcFixture f;
-  for (const std::string profile : {"raw", "qjl", "qjl-paper"}) {
+  for (const std::string profile : {"raw", "qjl", "qjl-paper", "qjl2p", "qjl3p", "qjl4p", "klt"}) {
     const auto model = f.Register(profile, profile);
     const RawPart part = RandomPart(*model, {0, 2, 1, 1}, 13, 1, RawOrder::kHnd);
     v1::EncodeRequest request;
@@ -75,8 +75,8 @@ TEST(CodecRpcTest, DecodeRefusesDamagedAndForeignCells) {
     requests[i].mutable_format()->set_raw_order(v1::RAW_ORDER_NHD);
     requests[i].set_payload(encoded.payload);
   }
-  (*requests[0].mutable_payload())[500] ^= 1;  // against its checksum
-  (*requests[1].mutable_payload())[0] ^= 1;    // against the format
+  (*requests[0].mutable_payload())[500] ^= 1;                // against its checksum
+  requests[1].mutable_payload()->replace(0, 2, "\xff\xff");  // a scale against the format
   requests[1].mutable_part()->set_checksum(PayloadChecksum(Bytes(requests[1].payload())));
   requests[2].mutable_part()->set_format_version(kFormatVersion + 7);
   grpc::ClientContext call;
@@ -93,7 +93,7 @@ TEST(CodecRpcTest, DecodeRefusesDamagedAndForeignCells) {
         ExpectItem(response.status(), grpc::StatusCode::INVALID_ARGUMENT, {"layer 0, head 0"});
         break;
       case 3:
-        ExpectItem(response.status(), grpc::StatusCode::INVALID_ARGUMENT, {"format_version is 7"});
+        ExpectItem(response.status(), grpc::StatusCode::INVALID_ARGUMENT, {"format_version is 8"});
         break;
       default:
         EXPECT_EQ(response.status().code(), 0) << response.status().message();

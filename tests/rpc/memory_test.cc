@@ -20,7 +20,7 @@ constexpr uint64_t kMiB = uint64_t{1} << 20;
 class ServerProcess {
  public:
   explicit ServerProcess(std::vector<std::string> flags) {
-    port_file_ = std::filesystem::path(testing::TempDir()) /
+    port_file_ = std::filesystem::path(::testing::TempDir()) /
                  ("sketchkv_memory_" + std::to_string(getpid()) + "_port");
     std::filesystem::remove(port_file_);
     flags.insert(flags.begin(), {SKETCHKVD, "--listen", "127.0.0.1:0", "--port-file",
@@ -66,8 +66,8 @@ TEST(MemoryTest, TenTimesTheBudgetStaysInsideBudgetAndOverhead) {
   GTEST_SKIP() << "AddressSanitizer's own memory hides the server's";
 #endif
   constexpr uint64_t kBudget = 64 * kMiB, kInflight = 32 * kMiB, kOverhead = 64 * kMiB;
-  ServerProcess server({"--host-bytes", std::to_string(kBudget), "--inflight-bytes",
-                        std::to_string(kInflight)});
+  ServerProcess server(
+      {"--host-bytes", std::to_string(kBudget), "--inflight-bytes", std::to_string(kInflight)});
   ASSERT_NE(server.port(), 0);
   const auto channel = grpc::CreateChannel("127.0.0.1:" + std::to_string(server.port()),
                                            grpc::InsecureChannelCredentials());
@@ -86,11 +86,15 @@ TEST(MemoryTest, TenTimesTheBudgetStaysInsideBudgetAndOverhead) {
   ModelRegistry registry(Isa::kScalar);
   LayerProfileRequest raw;
   raw.profile.name = "raw";
-  const auto model = *registry.Register(
-      0, "wide",
-      {.num_layers = 2, .num_kv_heads = 2, .head_dim = 128, .value_dim = 128, .block_tokens = 256,
-       .key_dtype = DType::kFp32, .value_dtype = DType::kFp32},
-      {raw});
+  const auto model = *registry.Register(0, "wide",
+                                        {.num_layers = 2,
+                                         .num_kv_heads = 2,
+                                         .head_dim = 128,
+                                         .value_dim = 128,
+                                         .block_tokens = 256,
+                                         .key_dtype = DType::kFp32,
+                                         .value_dtype = DType::kFp32},
+                                        {raw});
   const RawPart part = RandomPart(*model, {}, 256, 1);
   // Four writers at once, each with its own chains of 64 blocks.
   std::atomic<uint64_t> next{0}, stored{0};

@@ -17,7 +17,8 @@ TEST(ModelsRpcTest, RegisterReturnsTheResolvedProfileAndIsIdempotent) {
   ASSERT_EQ(first.profiles_size(), 1);
   EXPECT_EQ(first.profiles(0).layer_count(), 2);
   EXPECT_EQ(first.profiles(0).sign_bits(), 64);
-  EXPECT_EQ(first.profiles(0).version(), 0) << "until the codec family is settled";
+  EXPECT_EQ(first.profiles(0).version(), 1);
+  EXPECT_EQ(first.format_version(), 1);
   EXPECT_EQ(first.slot_bytes(), 4 * first.profiles(0).cell_bytes());
   EXPECT_EQ(first.raw_block_bytes(), 2 * 2 * 16 * (32 + 16) * 4);
   EXPECT_NEAR(first.bits_per_number(), first.slot_bytes() * 8.0 / (2 * 2 * 16 * (32 + 16)), 1e-9);
@@ -74,16 +75,16 @@ TEST(ModelsRpcTest, EachFieldOutOfBoundsIsNamedAndNothingIsRegistered) {
   expect("head_dim", "8", [](auto* r) { r->mutable_layout()->set_head_dim(8); });
   expect("head_dim", "36", [](auto* r) { r->mutable_layout()->set_head_dim(36); });
   expect("head_dim", "584", [](auto* r) { r->mutable_layout()->set_head_dim(584); });
-  expect("value_dim", "4294967288", [](auto* r) { r->mutable_layout()->set_value_dim(4294967288); });
+  expect("value_dim", "4294967288",
+         [](auto* r) { r->mutable_layout()->set_value_dim(4294967288); });
   expect("block_tokens", "0", [](auto* r) { r->mutable_layout()->set_block_tokens(0); });
   expect("block_tokens", "1025", [](auto* r) { r->mutable_layout()->set_block_tokens(1025); });
-  expect("key_dtype", "0", [](auto* r) { r->mutable_layout()->set_key_dtype(v1::DTYPE_UNSPECIFIED); });
-  expect("value_dtype", "9", [](auto* r) {
-    r->mutable_layout()->set_value_dtype(static_cast<v1::DType>(9));
-  });
-  expect("value_source", "7", [](auto* r) {
-    r->mutable_layout()->set_value_source(static_cast<v1::ValueSource>(7));
-  });
+  expect("key_dtype", "0",
+         [](auto* r) { r->mutable_layout()->set_key_dtype(v1::DTYPE_UNSPECIFIED); });
+  expect("value_dtype", "9",
+         [](auto* r) { r->mutable_layout()->set_value_dtype(static_cast<v1::DType>(9)); });
+  expect("value_source", "7",
+         [](auto* r) { r->mutable_layout()->set_value_source(static_cast<v1::ValueSource>(7)); });
   expect("key_scale", "2", [](auto* r) { r->mutable_layout()->set_key_scale(2.0f); });
   expect("value_scale", "nan", [](auto* r) {
     r->mutable_layout()->set_value_scale(std::numeric_limits<float>::quiet_NaN());
@@ -93,11 +94,11 @@ TEST(ModelsRpcTest, EachFieldOutOfBoundsIsNamedAndNothingIsRegistered) {
   expect("sign_bits", "8", [](auto* r) { r->mutable_profiles(0)->set_sign_bits(8); });
   expect("num_outliers", "17", [](auto* r) { r->mutable_profiles(0)->set_num_outliers(17); });
   expect("value_bits", "3", [](auto* r) { r->mutable_profiles(0)->set_value_bits(3); });
-  expect("value_group_size", "24", [](auto* r) { r->mutable_profiles(0)->set_value_group_size(24); });
+  expect("value_group_size", "24",
+         [](auto* r) { r->mutable_profiles(0)->set_value_group_size(24); });
   // Values inside the keys: no sketch yet.
-  expect("key_prefix", "qjl", [](auto* r) {
-    r->mutable_layout()->set_value_source(v1::VALUE_SOURCE_KEY_PREFIX);
-  });
+  expect("key_prefix", "qjl",
+         [](auto* r) { r->mutable_layout()->set_value_source(v1::VALUE_SOURCE_KEY_PREFIX); });
   EXPECT_EQ(f.registry.size(), 0);
 }
 

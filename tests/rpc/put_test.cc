@@ -116,7 +116,7 @@ TEST(PutRpcTest, EncodedPartsOfAnotherModelOrFutureFormatAreRefused) {
   Append(RpcFixture::PutMessages(3, "m", 3, 0, part), &messages);
   auto by_id = ById(f.Put(messages));
   EXPECT_EQ(by_id[1].status().code(), 0) << by_id[1].status().message();
-  ExpectItem(by_id[2].status(), grpc::StatusCode::INVALID_ARGUMENT, {"format_version is 1"});
+  ExpectItem(by_id[2].status(), grpc::StatusCode::INVALID_ARGUMENT, {"format_version is 2"});
   ExpectItem(by_id[3].status(), grpc::StatusCode::INVALID_ARGUMENT, {"fingerprint is"});
 }
 
@@ -208,7 +208,8 @@ TEST(PutRpcTest, AFullQueueIsRefusedWithAHint) {
   EXPECT_GT(by_id[1].status().retry_after_ms(), 0);
   grpc::ClientContext call;
   v1::ListModelsResponse list;
-  ExpectCall(f.models->ListModels(&call, {}, &list), grpc::StatusCode::RESOURCE_EXHAUSTED, {"1 of 1"});
+  ExpectCall(f.models->ListModels(&call, {}, &list), grpc::StatusCode::RESOURCE_EXHAUSTED,
+             {"1 of 1"});
   MutexLock lock(&mu);
   open = true;
   opened.NotifyAll();

@@ -27,11 +27,12 @@ struct RpcFixture {
     size_t budget_bytes = size_t{64} << 20;
     uint64_t inflight_bytes = uint64_t{256} << 20;
     size_t max_queued = 1000;
+    TableStore::Limits tables;
   };
   RpcFixture() : RpcFixture(Options()) {}
   explicit RpcFixture(const Options& options)
       : pool({.budget_bytes = options.budget_bytes, .event_capacity = 64}, &clock),
-        registry(Isa::kScalar),
+        registry(Isa::kScalar, options.tables),
         executor(2, options.max_queued, &clock),
         engine(&registry, &pool, &executor),
         inflight(options.inflight_bytes),
@@ -41,10 +42,9 @@ struct RpcFixture {
                 .clock = &clock,
                 .isa = "scalar",
                 .version = "test"} {
-    server = *Server::Start({.listen = "127.0.0.1:0",
-                             .reflection = false,
-                             .resource_quota_bytes = uint64_t{512} << 20},
-                            &context);
+    server = *Server::Start(
+        {.listen = "127.0.0.1:0", .reflection = false, .resource_quota_bytes = uint64_t{512} << 20},
+        &context);
     server->SetServing(true);
     channel = grpc::CreateChannel("127.0.0.1:" + std::to_string(server->port()),
                                   grpc::InsecureChannelCredentials());
@@ -62,7 +62,8 @@ struct RpcFixture {
     call->set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(seconds));
   }
 
-  static v1::RegisterModelRequest ModelRequest(const std::string& name, const std::string& profile) {
+  static v1::RegisterModelRequest ModelRequest(const std::string& name,
+                                               const std::string& profile) {
     v1::RegisterModelRequest request;
     request.set_name(name);
     v1::KvLayout* layout = request.mutable_layout();
@@ -81,18 +82,34 @@ struct RpcFixture {
     SetDeadline(&call);
     return models->RegisterModel(&call, request, model);
   }
-  // Registers and returns the engine's own view of the model.
+  // The layout of ModelRequest.
+  static KvLayout ModelLayout() {
+    return {.num_layers = 2,
+            .num_kv_heads = 2,
+            .head_dim = 32,
+            .value_dim = 16,
+            .block_tokens = 16,
+            .key_dtype = DType::kFp32,
+            .value_dtype = DType::kFp32};
+  }
+  // Registers, with random tables where the profile needs some, and returns the engine's own view
+  // of the model.
   std::shared_ptr<const Model> Register(const std::string& name, const std::string& profile) {
+    v1::RegisterModelRequest request = ModelRequest(name, profile);
+    if (profile == "klt") {
+      const auto stored = registry.tables().Add(0, ModelLayout(), RandomHeads(ModelLayout()));
+      request.set_tables_digest(std::string(stored->digest.begin(), stored->digest.end()));
+    }
     v1::Model model;
-    const grpc::Status status = Register(ModelRequest(name, profile), &model);
+    const grpc::Status status = Register(request, &model);
     EXPECT_TRUE(status.ok()) << status.error_message();
     return *registry.Get(0, name);
   }
 
   // The messages of one put, in chunks of `chunk` bytes.
   static std::vector<v1::PutRequest> PutMessages(uint64_t request_id, const std::string& model,
-                                                 uint64_t hash, uint64_t parent, const RawPart& part,
-                                                 size_t chunk = 1 << 20) {
+                                                 uint64_t hash, uint64_t parent,
+                                                 const RawPart& part, size_t chunk = 1 << 20) {
     std::vector<v1::PutRequest> messages;
     for (size_t begin = 0; begin < part.payload.size(); begin += chunk) {
       v1::PutRequest message;
@@ -167,7 +184,8 @@ struct RpcFixture {
     }
     EXPECT_EQ(inflight.used(), 0);
   }
-  static v1::GetRequest GetRequestFor(uint64_t request_id, const std::string& model, uint64_t hash) {
+  static v1::GetRequest GetRequestFor(uint64_t request_id, const std::string& model,
+                                      uint64_t hash) {
     v1::GetRequest request;
     request.set_request_id(request_id);
     request.set_model(model);
@@ -194,13 +212,13 @@ struct RpcFixture {
 inline void ExpectItem(const v1::ItemStatus& status, grpc::StatusCode code,
                        const std::vector<std::string>& parts) {
   EXPECT_EQ(status.code(), code) << status.message();
-  for (const std::string& part : parts) EXPECT_THAT(status.message(), testing::HasSubstr(part));
+  for (const std::string& part : parts) EXPECT_THAT(status.message(), ::testing::HasSubstr(part));
 }
 inline void ExpectCall(const grpc::Status& status, grpc::StatusCode code,
                        const std::vector<std::string>& parts) {
   EXPECT_EQ(status.error_code(), code) << status.error_message();
   for (const std::string& part : parts) {
-    EXPECT_THAT(status.error_message(), testing::HasSubstr(part));
+    EXPECT_THAT(status.error_message(), ::testing::HasSubstr(part));
   }
 }
 

@@ -12,6 +12,7 @@
 #include "service/engine/engine.h"
 #include "tests/testing/fake_clock.h"
 #include "tests/testing/manual_executor.h"
+#include "tests/testing/random_tables.h"
 #include "tests/testing/status_matchers.h"
 
 namespace sketchkv {
@@ -50,6 +51,19 @@ inline RawPart RandomPart(const Model& model, CellRange range, uint32_t num_toke
   return part;
 }
 
+// [layers][kv_heads], as TableStore::Add takes them.
+inline std::vector<HeadTable> RandomHeads(const KvLayout& layout, uint32_t num_outliers = 0,
+                                          uint64_t seed = 1) {
+  const auto tables = testing::RandomTables(layout, num_outliers, seed);
+  std::vector<HeadTable> heads;
+  for (uint32_t layer = 0; layer < layout.num_layers; ++layer) {
+    for (uint32_t head = 0; head < layout.num_kv_heads; ++head) {
+      heads.push_back(tables->at(layer, head));
+    }
+  }
+  return heads;
+}
+
 // Attention in double, the obvious way: keys and values as [tokens][dim] of one head.
 struct DoubleAttention {
   std::vector<double> out;
@@ -57,8 +71,8 @@ struct DoubleAttention {
 };
 inline DoubleAttention AttendInDouble(const std::vector<std::vector<double>>& keys,
                                       const std::vector<std::vector<double>>& values,
-                                      const std::vector<double>& query, double scale, double softcap,
-                                      size_t value_dim) {
+                                      const std::vector<double>& query, double scale,
+                                      double softcap, size_t value_dim) {
   std::vector<double> logits;
   for (const auto& key : keys) {
     double dot = 0;
@@ -82,19 +96,26 @@ inline DoubleAttention AttendInDouble(const std::vector<std::vector<double>>& ke
 // An engine over a pool, without threads.
 struct EngineFixture {
   explicit EngineFixture(size_t budget_bytes = size_t{64} << 20, Isa isa = Isa::kScalar)
-      : pool({.budget_bytes = budget_bytes}, &clock), models(isa), engine(&models, &pool, &executor) {}
+      : pool({.budget_bytes = budget_bytes}, &clock),
+        models(isa),
+        engine(&models, &pool, &executor) {}
 
+  // With random tables where the profile needs some.
   std::shared_ptr<const Model> Register(const std::string& name, const KvLayout& layout,
                                         const std::string& profile) {
     LayerProfileRequest request;
     request.profile.name = profile;
-    return *models.Register(0, name, layout, {request});
+    std::optional<Digest128> digest;
+    if (profile == "klt") digest = models.tables().Add(0, layout, RandomHeads(layout))->digest;
+    return *models.Register(0, name, layout, {request}, digest);
   }
   // `parent` 0: a root.
   absl::StatusOr<Engine::PutResult> Put(const std::shared_ptr<const Model>& model, uint64_t hash,
                                         uint64_t parent, const RawPart& part) {
-    Engine::PutRequest request{
-        .model = model, .hash = TestHash(hash), .part = part.layout, .payload = Bytes(part.payload)};
+    Engine::PutRequest request{.model = model,
+                               .hash = TestHash(hash),
+                               .part = part.layout,
+                               .payload = Bytes(part.payload)};
     if (parent != 0) request.parent = TestHash(parent);
     return engine.Put(0, request);
   }

@@ -1,8 +1,13 @@
-#include "absl/strings/escaping.h"
+#include <utility>
+
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "client/cpp/cli/array_file.h"
 #include "client/cpp/cli/command.h"
 #include "client/cpp/cli/element.h"
+#include "client/cpp/cli/model_text.h"
 #include "client/cpp/cli/profile_spec.h"
+#include "client/cpp/cli/tables_to_register.h"
 #include "kernels/base/status_macros.h"
 
 namespace sketchkv::cli {
@@ -13,61 +18,8 @@ struct RegisterOptions {
   CacheLayout layout;
   std::string dtype = "bf16", key_dtype, value_dtype;
   std::vector<std::string> profiles;
+  std::string tables_file;
 };
-
-nlohmann::ordered_json LayoutJson(const CacheLayout& layout) {
-  return {{"num_layers", layout.num_layers},
-          {"num_kv_heads", layout.num_kv_heads},
-          {"head_dim", layout.head_dim},
-          {"value_dim", layout.value_dim},
-          {"block_tokens", layout.block_tokens},
-          {"key_dtype", ElementName(layout.key_type)},
-          {"value_dtype", ElementName(layout.value_type)},
-          {"key_scale", layout.key_scale},
-          {"value_scale", layout.value_scale},
-          {"value_source", layout.values_are_key_prefix ? "key_prefix" : "separate"}};
-}
-
-nlohmann::ordered_json ModelJson(const ModelInfo& model) {
-  nlohmann::ordered_json profiles = nlohmann::ordered_json::array();
-  for (const LayerProfile& profile : model.profiles) {
-    profiles.push_back({{"name", profile.name},
-                        {"version", profile.version},
-                        {"layer_begin", profile.layer_begin},
-                        {"layer_count", profile.layer_count},
-                        {"sign_bits", profile.sign_bits},
-                        {"num_outliers", profile.num_outliers},
-                        {"value_bits", profile.value_bits},
-                        {"cell_bytes", profile.cell_bytes}});
-  }
-  return {
-      {"name", model.name},
-      {"fingerprint", absl::BytesToHexString(model.fingerprint)},
-      {"layout", LayoutJson(model.layout)},
-      {"profiles", profiles},
-      {"slot_bytes", model.slot_bytes},
-      {"raw_block_bytes", model.raw_block_bytes},
-      {"bits_per_number",
-       {{"keys", model.key_bits}, {"values", model.value_bits}, {"all", model.bits_per_number}}}};
-}
-
-std::string ModelText(const ModelInfo& model) {
-  const CacheLayout& layout = model.layout;
-  std::string text = absl::StrFormat(
-      "%s: %d layers, %d kv heads, head_dim %d, value_dim %d, blocks of %d tokens, %s/%s\n"
-      "  %d bytes a block (raw %d), %.3f bits a number (keys %.3f, values %.3f)\n",
-      model.name, layout.num_layers, layout.num_kv_heads, layout.head_dim, layout.value_dim,
-      layout.block_tokens, ElementName(layout.key_type), ElementName(layout.value_type),
-      model.slot_bytes, model.raw_block_bytes, model.bits_per_number, model.key_bits,
-      model.value_bits);
-  for (const LayerProfile& profile : model.profiles) {
-    absl::StrAppendFormat(
-        &text, "  layers %d to %d: %s, %d sign bits, %d outliers, %d value bits\n",
-        profile.layer_begin, profile.layer_begin + profile.layer_count - 1, profile.name,
-        profile.sign_bits, profile.num_outliers, profile.value_bits);
-  }
-  return text;
-}
 
 absl::StatusOr<CommandOutput> RunList(const CommandRunner& runner) {
   SKETCHKV_ASSIGN_OR_RETURN(const std::unique_ptr<Client> client, runner.Connect());
@@ -81,6 +33,15 @@ absl::StatusOr<CommandOutput> RunList(const CommandRunner& runner) {
   return output;
 }
 
+absl::StatusOr<std::vector<ProfileSpec>> ParseProfiles(const std::vector<std::string>& texts) {
+  std::vector<ProfileSpec> profiles;
+  for (const std::string& text : texts) {
+    SKETCHKV_ASSIGN_OR_RETURN(ProfileSpec spec, ParseProfileSpec(text));
+    profiles.push_back(std::move(spec));
+  }
+  return profiles;
+}
+
 absl::StatusOr<CommandOutput> RunRegister(RegisterOptions options, const CommandRunner& runner) {
   const auto parse = [](const std::string& name, const std::string& fallback, ElementType* type) {
     const absl::StatusOr<ElementType> parsed = ParseElement(name.empty() ? fallback : name);
@@ -91,15 +52,22 @@ absl::StatusOr<CommandOutput> RunRegister(RegisterOptions options, const Command
   SKETCHKV_RETURN_IF_ERROR(parse(options.key_dtype, options.dtype, &options.layout.key_type));
   SKETCHKV_RETURN_IF_ERROR(parse(options.value_dtype, options.dtype, &options.layout.value_type));
   if (options.layout.value_dim == 0) options.layout.value_dim = options.layout.head_dim;
-  std::vector<ProfileSpec> profiles;
-  for (const std::string& text : options.profiles) {
-    const absl::StatusOr<ProfileSpec> spec = ParseProfileSpec(text);
-    if (!spec.ok()) return UsageError(spec.status().message());
-    profiles.push_back(*spec);
+  absl::StatusOr<std::vector<ProfileSpec>> profiles = ParseProfiles(options.profiles);
+  if (!profiles.ok()) return UsageError(profiles.status().message());
+  TablesToRegister tables;
+  if (!options.tables_file.empty()) {
+    absl::StatusOr<TablesToRegister> read = ReadTablesToRegister(options.tables_file);
+    if (!read.ok()) return FileError(read.status());
+    tables = *std::move(read);
+    if (profiles->empty()) *profiles = tables.profiles;
   }
   SKETCHKV_ASSIGN_OR_RETURN(const std::unique_ptr<Client> client, runner.Connect());
+  std::string digest;
+  if (!options.tables_file.empty()) {
+    SKETCHKV_ASSIGN_OR_RETURN(digest, client->UploadTables(options.layout, tables.heads));
+  }
   SKETCHKV_ASSIGN_OR_RETURN(const ModelInfo model,
-                            client->RegisterModel(options.name, options.layout, profiles));
+                            client->RegisterModel(options.name, options.layout, *profiles, digest));
   return CommandOutput{ModelJson(model), ModelText(model)};
 }
 
@@ -131,6 +99,9 @@ void AddRegister(CLI::App* models, CommandRunner* runner) {
   command->add_flag("--values-are-key-prefix", layout.values_are_key_prefix,
                     "Multi-head latent attention; profile raw only");
   command->add_option("--profile", options->profiles, kProfileHelp);
+  command->add_option("--tables", options->tables_file,
+                      "Tables to upload and register with, as `sketchkv tune` writes them; their "
+                      "profiles are taken unless --profile is given");
   command->callback(
       [options, runner] { runner->Run([&] { return RunRegister(*options, *runner); }); });
 }

@@ -6,6 +6,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "client/cpp/cli/profile_names.h"
 #include "kernels/base/status_macros.h"
 
 namespace sketchkv::cli {
@@ -26,22 +27,23 @@ absl::Status SetLayers(absl::string_view value, ProfileSpec* spec) {
   return absl::OkStatus();
 }
 
-absl::Status SetProjection(absl::string_view value, ProfileSpec* spec) {
-  if (value == "hadamard") {
-    spec->projection = ProfileSpec::Projection::kHadamard;
-  } else if (value == "orthogonal") {
-    spec->projection = ProfileSpec::Projection::kOrthogonal;
-  } else if (value == "gaussian") {
-    spec->projection = ProfileSpec::Projection::kGaussian;
-  } else {
-    return Bad("projection", value);
-  }
-  return absl::OkStatus();
+template <typename Choice, size_t N>
+absl::Status SetChoice(absl::string_view key, absl::string_view value,
+                       const absl::string_view (&names)[N], std::optional<Choice>* choice) {
+  *choice = ChoiceNamed<Choice>(names, value);
+  return choice->has_value() ? absl::OkStatus() : Bad(key, value);
 }
 
 absl::Status SetKnob(absl::string_view key, absl::string_view value, ProfileSpec* spec) {
   if (key == "layers") return SetLayers(value, spec);
-  if (key == "projection") return SetProjection(value, spec);
+  if (key == "projection") return SetChoice(key, value, kProjectionNames, &spec->projection);
+  if (key == "scale") return SetChoice(key, value, kScaleNames, &spec->scale_rule);
+  if (key == "center") return SetChoice(key, value, kCenterNames, &spec->centering);
+  if (key == "outlier_source") {
+    return SetChoice(key, value, kOutlierSourceNames, &spec->outlier_source);
+  }
+  if (key == "value_scale") return SetChoice(key, value, kScaleNames, &spec->value_scale_rule);
+  if (key == "values") return SetChoice(key, value, kValueNames, &spec->value_codec);
   if (key == "seed") {
     uint64_t seed = 0;
     if (!absl::SimpleAtoi(value, &seed)) return Bad(key, value);

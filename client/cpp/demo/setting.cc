@@ -31,10 +31,9 @@ std::string ModelName(const std::string& model_dir, const std::string& profile) 
 
 absl::StatusOr<ModelInfo> Register(Client* client, const std::string& model_dir,
                                    const std::string& profile, const example::KvShape& shape) {
-  ProfileSpec spec;
-  spec.name = profile;
-  return client->RegisterModel(ModelName(model_dir, profile),
-                               example::MakeLayout(shape, kBlockTokens), {spec});
+  const std::string name = ModelName(model_dir, profile);
+  const CacheLayout layout = example::MakeLayout(shape, kBlockTokens);
+  return client->RegisterModel(name, layout, {{.name = profile}});
 }
 
 absl::StatusOr<std::vector<uint8_t>> ReadText(const std::string& path, uint64_t min_bytes) {

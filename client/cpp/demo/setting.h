@@ -31,7 +31,7 @@ struct WorkerOptions {
 // Connects and waits until the server serves. As Client::Create and Client::WaitUntilServing.
 [[nodiscard]] absl::StatusOr<std::unique_ptr<Client>> Connect(const std::string& server);
 
-// The model is registered once for each profile: "tiny-lm/qjl", the directory's name and the
+// The model is registered once for each profile: "tiny-lm/qjl3p", the directory's name and the
 // profile's.
 [[nodiscard]] std::string ModelBaseName(const std::string& model_dir);
 [[nodiscard]] std::string ModelName(const std::string& model_dir, const std::string& profile);

@@ -6,6 +6,7 @@
 #include <limits>
 
 namespace sketchkv {
+inline namespace files {
 namespace {
 
 // A format of 1 sign bit, `kExponentBits` and `kMantissaBits`. With kHasInfinity the top exponent
@@ -79,4 +80,5 @@ uint8_t FloatToFp8E4M3(float value) { return static_cast<uint8_t>(E4M3::FromFloa
 float Fp8E5M2ToFloat(uint8_t bits) { return E5M2::ToFloat(bits); }
 uint8_t FloatToFp8E5M2(float value) { return static_cast<uint8_t>(E5M2::FromFloat(value)); }
 
+}  // namespace files
 }  // namespace sketchkv

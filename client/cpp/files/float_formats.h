@@ -3,6 +3,8 @@
 #include <cstdint>
 
 namespace sketchkv {
+// Keeps these symbols apart from the codec's own of the same words.
+inline namespace files {
 
 // Number formats of files and payloads, one element at a time; subnormals, infinities and NaN are
 // kept. To a narrower format: round to nearest, ties to even; what is too large becomes infinity
@@ -16,4 +18,5 @@ namespace sketchkv {
 [[nodiscard]] float Fp8E5M2ToFloat(uint8_t bits);
 [[nodiscard]] uint8_t FloatToFp8E5M2(float value);
 
+}  // namespace files
 }  // namespace sketchkv

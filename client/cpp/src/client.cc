@@ -13,6 +13,7 @@
 #include "client/cpp/src/model_cache.h"
 #include "client/cpp/src/part.h"
 #include "client/cpp/src/put.h"
+#include "client/cpp/src/tables.h"
 #include "client/cpp/src/transform.h"
 #include "kernels/base/status_macros.h"
 
@@ -93,13 +94,15 @@ absl::Status Client::WaitUntilServing(milliseconds timeout) {
 }
 
 absl::StatusOr<ModelInfo> Client::RegisterModel(const std::string& name, const CacheLayout& layout,
-                                                const std::vector<ProfileSpec>& profiles) {
+                                                const std::vector<ProfileSpec>& profiles,
+                                                const std::string& tables_digest) {
   v1::RegisterModelRequest request;
   request.set_name(name);
   *request.mutable_layout() = client::ToProto(layout);
   for (const ProfileSpec& profile : profiles) {
     *request.add_profiles() = client::ToProto(profile);
   }
+  request.set_tables_digest(tables_digest);
   SKETCHKV_ASSIGN_OR_RETURN(
       v1::Model message,
       impl_->Unary<v1::Model>(request, [this](auto* context, const auto& sent, auto* response) {
@@ -144,6 +147,19 @@ absl::StatusOr<uint64_t> Client::UnregisterModel(const std::string& name) {
                                                                                received);
                                 }));
   return response.dropped_blocks();
+}
+
+absl::StatusOr<std::string> Client::UploadTables(const CacheLayout& layout,
+                                                 std::span<const HeadTableSpec> tables) {
+  return client::UploadTables(impl_->core.get(), layout, tables, impl_->core->DeadlineFromNow());
+}
+
+absl::StatusOr<std::vector<HeadTableSpec>> Client::GetTables(const std::string& name) {
+  const TimePoint deadline = impl_->core->DeadlineFromNow();
+  SKETCHKV_ASSIGN_OR_RETURN(const auto model, impl_->models->Fetch(name, deadline));
+  SKETCHKV_ASSIGN_OR_RETURN(const auto tables,
+                            client::FetchTables(impl_->core.get(), model->message(), deadline));
+  return client::ToSpecs(*tables);
 }
 
 absl::StatusOr<PutResult> Client::Put(const PutPart& part) {

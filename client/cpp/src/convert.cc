@@ -38,15 +38,35 @@ absl::StatusOr<CacheLayout> FromProto(const v1::KvLayout& layout) {
   return out;
 }
 
+// An enum of the protocol whose numbers are those of the SDK's, from 1 to `last`.
+template <typename Choice, typename Proto>
+std::optional<Choice> ChoiceOf(Proto value, Choice last) {
+  if (value < 1 || value > static_cast<int>(last)) return std::nullopt;
+  return static_cast<Choice>(value);
+}
+
 LayerProfile FromProto(const v1::Profile& profile) {
   LayerProfile out;
   out.name = profile.name();
   out.version = profile.version();
   out.layer_begin = profile.layer_begin();
   out.layer_count = profile.layer_count();
+  out.key_codec = ChoiceOf(profile.key_codec(), LayerProfile::KeyCodec::kCodes);
   out.sign_bits = profile.sign_bits();
+  out.code_bits = profile.code_bits();
+  out.key_row_bits = profile.key_row_bits();
+  out.projection = ChoiceOf(profile.projection(), ProfileSpec::Projection::kBasis);
+  out.scale_rule = ChoiceOf(profile.scale_rule(), ProfileSpec::ScaleRule::kLeastSquares);
+  out.centering = ChoiceOf(profile.centering(), ProfileSpec::Centering::kBlock);
   out.num_outliers = profile.num_outliers();
+  if (out.num_outliers > 0) {
+    out.outlier_source = ChoiceOf(profile.outlier_source(), ProfileSpec::OutlierSource::kTable);
+  }
+  out.value_codec = ChoiceOf(profile.value_codec(), ProfileSpec::ValueCodec::kBasis);
+  out.value_scale_rule =
+      ChoiceOf(profile.value_scale_rule(), ProfileSpec::ScaleRule::kLeastSquares);
   out.value_bits = profile.value_bits();
+  out.value_row_bits = profile.value_row_bits();
   out.cell_bytes = profile.cell_bytes();
   return out;
 }
@@ -58,24 +78,33 @@ Kernel KernelEnum(Proto value, Kernel fallback) {
   return value == 0 ? fallback : static_cast<Kernel>(value);
 }
 
+// What the server resolved, field by field; what does not apply has the kernels' default.
 CodecProfile KernelProfile(const v1::Profile& profile) {
   CodecProfile out;
   out.name = profile.name();
   out.version = profile.version();
-  out.key_codec = profile.sign_bits() == 0 ? KeyCodec::kRaw : KeyCodec::kSketch;
-  out.projection = KernelEnum(profile.projection(), Projection::kHadamard);
-  out.scale_rule = KernelEnum(profile.scale_rule(), ScaleRule::kExact);
+  out.key_codec = static_cast<KeyCodec>(profile.key_codec());
+  out.projection = KernelEnum(profile.projection(), out.projection);
+  out.scale_rule = KernelEnum(profile.scale_rule(), out.scale_rule);
+  out.centering = KernelEnum(profile.centering(), out.centering);
   out.sign_bits = profile.sign_bits();
-  out.outlier_method = KernelEnum(profile.outlier_method(), OutlierMethod::kNone);
+  out.code_bits = profile.code_bits();
+  out.key_row_bits = profile.key_row_bits();
+  out.outlier_method = KernelEnum(profile.outlier_method(), out.outlier_method);
+  out.outlier_source = KernelEnum(profile.outlier_source(), out.outlier_source);
   out.num_outliers = profile.num_outliers();
   out.outlier_sign_bits = profile.outlier_sign_bits();
   out.outlier_group_tokens = profile.outlier_group_tokens();
-  out.value_codec = profile.value_bits() == 0 ? ValueCodec::kRaw : ValueCodec::kMinMax;
+  out.value_codec = static_cast<ValueCodec>(profile.value_codec());
+  out.value_scale_rule = KernelEnum(profile.value_scale_rule(), out.value_scale_rule);
   out.value_bits = profile.value_bits();
+  out.value_row_bits = profile.value_row_bits();
   out.value_group_size = profile.value_group_size();
   out.seed = profile.seed();
   return out;
 }
+
+}  // namespace
 
 KvLayout KernelLayout(const CacheLayout& layout) {
   KvLayout out;
@@ -92,8 +121,6 @@ KvLayout KernelLayout(const CacheLayout& layout) {
       layout.values_are_key_prefix ? ValueSource::kKeyPrefix : ValueSource::kSeparate;
   return out;
 }
-
-}  // namespace
 
 v1::DType ToProto(ElementType type) { return static_cast<v1::DType>(type); }
 v1::RawOrder ToProto(sketchkv::RawOrder order) { return static_cast<v1::RawOrder>(order); }
@@ -126,6 +153,15 @@ v1::ProfileRequest ToProto(const ProfileSpec& spec) {
   if (spec.value_bits) out.set_value_bits(*spec.value_bits);
   if (spec.value_group_size) out.set_value_group_size(*spec.value_group_size);
   if (spec.seed) out.set_seed(*spec.seed);
+  if (spec.scale_rule) out.set_scale_rule(static_cast<v1::ScaleRule>(*spec.scale_rule));
+  if (spec.centering) out.set_centering(static_cast<v1::Centering>(*spec.centering));
+  if (spec.outlier_source) {
+    out.set_outlier_source(static_cast<v1::OutlierSource>(*spec.outlier_source));
+  }
+  if (spec.value_scale_rule) {
+    out.set_value_scale_rule(static_cast<v1::ScaleRule>(*spec.value_scale_rule));
+  }
+  if (spec.value_codec) out.set_value_codec(static_cast<v1::ValueCodec>(*spec.value_codec));
   return out;
 }
 
@@ -164,6 +200,7 @@ absl::StatusOr<ModelInfo> FromProto(const v1::Model& model) {
                                             ", its cells take ", cells_bytes));
   }
   out.fingerprint = model.fingerprint();
+  out.tables_digest = model.tables_digest();
   out.slot_bytes = model.slot_bytes();
   out.raw_block_bytes = model.raw_block_bytes();
   out.key_bits = model.key_bits();
@@ -223,7 +260,8 @@ CacheEvent FromProto(const v1::WatchResponse& event) {
           event.block_hash(), event.parent_hash()};
 }
 
-absl::StatusOr<std::unique_ptr<BlockCodec>> CodecOf(const v1::Model& model) {
+absl::StatusOr<std::unique_ptr<BlockCodec>> CodecOf(const v1::Model& model,
+                                                    std::shared_ptr<const ModelTables> tables) {
   if (model.format_version() != kFormatVersion) {
     return absl::FailedPreconditionError(absl::StrCat("the server's format_version is ",
                                                       model.format_version(), ", this client's ",
@@ -235,8 +273,9 @@ absl::StatusOr<std::unique_ptr<BlockCodec>> CodecOf(const v1::Model& model) {
     profiles.insert(profiles.end(), profile.layer_count(), KernelProfile(profile));
   }
   SKETCHKV_ASSIGN_OR_RETURN(const Isa isa, ChooseIsa("auto"));
-  SKETCHKV_ASSIGN_OR_RETURN(std::unique_ptr<BlockCodec> codec,
-                            BlockCodec::Create(KernelLayout(layout), std::move(profiles), isa));
+  SKETCHKV_ASSIGN_OR_RETURN(
+      std::unique_ptr<BlockCodec> codec,
+      BlockCodec::Create(KernelLayout(layout), std::move(profiles), isa, std::move(tables)));
   if (codec->slot_bytes() != model.slot_bytes()) {
     return absl::FailedPreconditionError(absl::StrCat("the server's slot_bytes is ",
                                                       model.slot_bytes(), ", this client's ",

@@ -25,9 +25,13 @@ namespace sketchkv::client {
 [[nodiscard]] ServerStats FromProto(const v1::GetStatsResponse& stats);
 [[nodiscard]] CacheEvent FromProto(const v1::WatchResponse& event);
 
-// The codec a model's resolved profiles stand for, for encoding in this process. Errors as
-// BlockCodec::Create; FAILED_PRECONDITION when this build's format version or sizes are not the
-// server's.
-[[nodiscard]] absl::StatusOr<std::unique_ptr<BlockCodec>> CodecOf(const v1::Model& model);
+// The kernels' words for a layout whose types are known.
+[[nodiscard]] KvLayout KernelLayout(const CacheLayout& layout);
+
+// The codec a model's resolved profiles stand for, for encoding in this process; `tables` are the
+// model's, null when it has none. Errors as BlockCodec::Create; FAILED_PRECONDITION when this
+// build's format version or sizes are not the server's.
+[[nodiscard]] absl::StatusOr<std::unique_ptr<BlockCodec>> CodecOf(
+    const v1::Model& model, std::shared_ptr<const ModelTables> tables);
 
 }  // namespace sketchkv::client

@@ -25,15 +25,15 @@ absl::StatusOr<std::vector<std::byte>> EncodeCells(const BlockCodec& codec, cons
   const uint32_t layer_end = range.layer_begin + range.layer_count;
   size_t total = 0;
   for (uint32_t layer = range.layer_begin; layer < layer_end; ++layer) {
-    total += range.head_count * codec.cell(layer).cell_bytes();
+    total += range.head_count * codec.cell_bytes(layer);
   }
   std::vector<std::byte> cells(total);
   size_t done = 0;
   const std::byte* keys = payload.data();
   for (uint32_t layer = range.layer_begin; layer < layer_end; ++layer) {
     const std::byte* values = keys + rows * key_row;
-    const CellCodec& cell = codec.cell(layer);
     for (uint32_t head = 0; head < range.head_count; ++head) {
+      const CellCodec& cell = codec.cell(layer, range.head_begin + head);
       const auto view = [&](const std::byte* data, size_t row_bytes) {
         return HeadRows(data, row_bytes, head, range.head_count, num_tokens, order);
       };

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "client/cpp/src/convert.h"
+#include "client/cpp/src/tables.h"
 #include "kernels/base/status_macros.h"
 
 namespace sketchkv::client {
@@ -12,11 +13,20 @@ absl::StatusOr<std::shared_ptr<const CachedModel>> CachedModel::Create(v1::Model
   return std::shared_ptr<const CachedModel>(new CachedModel(std::move(message), std::move(info)));
 }
 
-absl::StatusOr<const BlockCodec*> CachedModel::codec() const {
+absl::StatusOr<const BlockCodec*> CachedModel::codec(ClientCore* core, TimePoint deadline) const {
+  {
+    MutexLock lock(&mu_);
+    if (codec_ != nullptr) return codec_.get();
+  }
+  // Not under the lock: two first calls at once both fetch.
+  std::shared_ptr<const ModelTables> tables;
+  if (!message_.tables_digest().empty()) {
+    SKETCHKV_ASSIGN_OR_RETURN(tables, FetchTables(core, message_, deadline));
+  }
+  SKETCHKV_ASSIGN_OR_RETURN(std::unique_ptr<BlockCodec> made, CodecOf(message_, std::move(tables)));
   MutexLock lock(&mu_);
-  if (!codec_) codec_ = CodecOf(message_);
-  if (!codec_->ok()) return codec_->status();
-  return (*codec_)->get();
+  if (codec_ == nullptr) codec_ = std::move(made);
+  return codec_.get();
 }
 
 std::shared_ptr<const CachedModel> ModelCache::Find(const std::string& name) {

@@ -3,7 +3,6 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -24,8 +23,10 @@ class CachedModel {
   [[nodiscard]] const ModelInfo& info() const { return info_; }
   [[nodiscard]] const CacheLayout& layout() const { return info_.layout; }
   [[nodiscard]] uint32_t format_version() const { return message_.format_version(); }
-  // Made at the first call; lives as long as this object.
-  [[nodiscard]] absl::StatusOr<const BlockCodec*> codec() const;
+  [[nodiscard]] const v1::Model& message() const { return message_; }
+  // Made at the first call that succeeds, the model's tables fetched for it; lives as long as this
+  // object. Errors as CodecOf and FetchTables.
+  [[nodiscard]] absl::StatusOr<const BlockCodec*> codec(ClientCore* core, TimePoint deadline) const;
 
  private:
   CachedModel(v1::Model message, ModelInfo info)
@@ -34,8 +35,7 @@ class CachedModel {
   const v1::Model message_;
   const ModelInfo info_;
   mutable Mutex mu_;
-  mutable std::optional<absl::StatusOr<std::unique_ptr<BlockCodec>>> codec_
-      SKETCHKV_GUARDED_BY(mu_);
+  mutable std::unique_ptr<const BlockCodec> codec_ SKETCHKV_GUARDED_BY(mu_);
 };
 
 // Models by name, asked for once. Thread-safe.

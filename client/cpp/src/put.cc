@@ -21,13 +21,16 @@ class PutItem final : public StreamItem<v1::PutRequest, v1::PutResponse> {
   PutItem(const PutPart* part, bool encode_locally)
       : part_(*part), encode_(encode_locally && !part->encoded) {}
 
-  absl::Status Prepare(const std::shared_ptr<const CachedModel>& model) {
+  absl::Status Prepare(ClientCore* core, const std::shared_ptr<const CachedModel>& model,
+                       TimePoint deadline) {
     SKETCHKV_RETURN_IF_ERROR(CheckHash("block_hash", part_.block_hash));
     if (!part_.parent_hash.empty()) {
       SKETCHKV_RETURN_IF_ERROR(CheckHash("parent_hash", part_.parent_hash));
     }
     SKETCHKV_ASSIGN_OR_RETURN(range_, CheckPart(part_, model->info()));
-    if (encode_) SKETCHKV_RETURN_IF_ERROR(model->codec().status());
+    if (encode_) {
+      SKETCHKV_ASSIGN_OR_RETURN(codec_, model->codec(core, deadline));
+    }
     model_ = model;
     return absl::OkStatus();
   }
@@ -64,9 +67,8 @@ class PutItem final : public StreamItem<v1::PutRequest, v1::PutResponse> {
   absl::Status Begin(v1::PutHeader* header) {
     std::span<const std::byte> bytes = part_.payload;
     if (encode_) {
-      SKETCHKV_ASSIGN_OR_RETURN(const BlockCodec* codec, model_->codec());
       SKETCHKV_ASSIGN_OR_RETURN(
-          cells_, EncodeCells(*codec, range_, part_.num_tokens, part_.order, part_.payload));
+          cells_, EncodeCells(*codec_, range_, part_.num_tokens, part_.order, part_.payload));
       bytes = cells_;
     }
     const bool encoded = encode_ || part_.encoded;
@@ -84,6 +86,7 @@ class PutItem final : public StreamItem<v1::PutRequest, v1::PutResponse> {
   const PutPart& part_;
   const bool encode_;
   std::shared_ptr<const CachedModel> model_;
+  const BlockCodec* codec_ = nullptr;  // of model_, with encode_
   PartRange range_;
   std::vector<std::byte> cells_;
   ChunkedPayload payload_;
@@ -97,14 +100,14 @@ void RunPuts(ClientCore* core, TimePoint deadline, const std::vector<PutItem*>& 
 }
 
 // Parts encoded here for a model that another one replaced: prepared again for the new one.
-std::vector<PutItem*> Outdated(ModelCache* models, TimePoint deadline,
+std::vector<PutItem*> Outdated(ClientCore* core, ModelCache* models, TimePoint deadline,
                                const std::vector<PutItem*>& items) {
   std::vector<PutItem*> outdated;
   for (PutItem* item : items) {
     if (!item->encodes() || !absl::IsInvalidArgument(item->outcome.status)) continue;
     const auto model = models->Get(item->part().model, deadline);
     if (!model.ok() || (*model)->info().fingerprint == item->model().info().fingerprint) continue;
-    absl::Status status = item->Prepare(*model);
+    absl::Status status = item->Prepare(core, *model, deadline);
     if (status.ok()) {
       outdated.push_back(item);
     } else {
@@ -158,13 +161,14 @@ std::vector<absl::StatusOr<PutResult>> PutParts(ClientCore* core, ModelCache* mo
   for (const PutPart& part : parts) {
     items.push_back(std::make_unique<PutItem>(&part, core->options().encode_locally));
     PutItem* item = items.back().get();
-    item->outcome.status = models->With(part.model, deadline,
-                                        [item](const auto& model) { return item->Prepare(model); });
+    item->outcome.status = models->With(part.model, deadline, [&](const auto& model) {
+      return item->Prepare(core, model, deadline);
+    });
     if (item->outcome.status.ok()) sent.push_back(item);
   }
   RunPuts(core, deadline, sent);
   for (const PutItem* item : sent) models->DropAfter(item->outcome.status, item->part().model);
-  RunPuts(core, deadline, Outdated(models, deadline, sent));
+  RunPuts(core, deadline, Outdated(core, models, deadline, sent));
 
   std::vector<absl::StatusOr<PutResult>> results;
   results.reserve(items.size());

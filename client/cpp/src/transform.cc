@@ -75,7 +75,7 @@ absl::StatusOr<std::vector<std::byte>> EncodePart(ClientCore* core, ModelCache* 
     return absl::OkStatus();
   }));
   if (core->options().encode_locally) {
-    SKETCHKV_ASSIGN_OR_RETURN(const BlockCodec* codec, model->codec());
+    SKETCHKV_ASSIGN_OR_RETURN(const BlockCodec* codec, model->codec(core, deadline));
     return EncodeCells(*codec, range, part.num_tokens, part.order, part.payload);
   }
   v1::EncodeRequest first;

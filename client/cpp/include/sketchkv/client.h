@@ -48,13 +48,22 @@ class Client {
   // Waits until the server answers SERVING (grpc.health.v1). DEADLINE_EXCEEDED when it does not.
   [[nodiscard]] absl::Status WaitUntilServing(std::chrono::milliseconds timeout);
 
-  // Models. Empty `profiles`: the server's default for all layers.
+  // Models. Empty `profiles`: the server's default for all layers. `tables_digest`: of tables that
+  // were uploaded, for profiles that use them; FAILED_PRECONDITION when the server has none such.
   [[nodiscard]] absl::StatusOr<ModelInfo> RegisterModel(const std::string& name,
                                                         const CacheLayout& layout,
-                                                        const std::vector<ProfileSpec>& profiles);
+                                                        const std::vector<ProfileSpec>& profiles,
+                                                        const std::string& tables_digest = "");
   [[nodiscard]] absl::StatusOr<ModelInfo> GetModel(const std::string& name);
   [[nodiscard]] absl::StatusOr<std::vector<ModelInfo>> ListModels();
   [[nodiscard]] absl::StatusOr<uint64_t> UnregisterModel(const std::string& name);
+  // Uploads the tables of one layout, each (layer, head) of it exactly once, in any order; returns
+  // their digest for RegisterModel. The server keeps what no model uses for a while only.
+  // INVALID_ARGUMENT names layer, head, field and both numbers.
+  [[nodiscard]] absl::StatusOr<std::string> UploadTables(const CacheLayout& layout,
+                                                         std::span<const HeadTableSpec> tables);
+  // In the order [layer][head]. FAILED_PRECONDITION when no profile of the model uses tables.
+  [[nodiscard]] absl::StatusOr<std::vector<HeadTableSpec>> GetTables(const std::string& model);
 
   // Store. A vector goes over one stream; results are in the order of the parts, each its own
   // status.

@@ -7,71 +7,15 @@
 #include <string>
 #include <vector>
 
+#include "sketchkv/model.h"
+
 // Plain types of the client's interface. Words are those of the protocol (proto/sketchkv/v1).
 namespace sketchkv {
 // Keeps the symbols of these types apart from the service's types of the same words.
 inline namespace sdk {
 
-enum class ElementType : uint8_t { kBf16 = 1, kFp16 = 2, kFp32 = 3, kFp8E4M3 = 4, kFp8E5M2 = 5 };
-
-[[nodiscard]] size_t ElementBytes(ElementType type);
-
 // Order of a raw payload of one layer: [tokens, heads, dim] or [heads, tokens, dim].
 enum class RawOrder : uint8_t { kNhd = 1, kHnd = 2 };
-
-// Shape of a model's key/value cache; bounds as in proto/sketchkv/v1/types.proto.
-struct CacheLayout {
-  uint32_t num_layers = 0;
-  uint32_t num_kv_heads = 0;
-  uint32_t head_dim = 0;   // of keys and queries
-  uint32_t value_dim = 0;  // of values and outputs
-  uint32_t block_tokens = 0;
-  ElementType key_type = ElementType::kBf16;
-  ElementType value_type = ElementType::kBf16;
-  float key_scale = 1.0f;              // real key = fp8 key * key_scale
-  float value_scale = 1.0f;            // likewise
-  bool values_are_key_prefix = false;  // MLA: served with the `raw` profile only
-};
-
-// A codec setting for a range of layers: "raw", "qjl" or "qjl-paper", and knobs. Knobs left out
-// take the profile's defaults.
-struct ProfileSpec {
-  std::string name = "qjl";
-  uint32_t layer_begin = 0;
-  uint32_t layer_count = 0;  // 0: all from layer_begin on
-  std::optional<uint32_t> sign_bits;
-  std::optional<uint32_t> num_outliers;
-  std::optional<uint32_t> outlier_sign_bits;
-  std::optional<uint32_t> value_bits;  // 2, 4, 8, or 16 for raw values
-  std::optional<uint32_t> value_group_size;
-  std::optional<uint64_t> seed;
-  enum class Projection : uint8_t { kHadamard = 1, kOrthogonal = 2, kGaussian = 3 };
-  std::optional<Projection> projection;
-};
-
-struct LayerProfile {
-  std::string name;
-  uint32_t version = 0;
-  uint32_t layer_begin = 0;
-  uint32_t layer_count = 0;
-  uint32_t sign_bits = 0;  // 0: raw keys
-  uint32_t num_outliers = 0;
-  uint32_t value_bits = 0;  // 0: raw values
-  uint32_t cell_bytes = 0;  // stored size of one (layer, kv head) of a block
-};
-
-// A registered model, as the server resolved it.
-struct ModelInfo {
-  std::string name;
-  CacheLayout layout;
-  std::vector<LayerProfile> profiles;
-  std::string fingerprint;  // 16 bytes
-  uint64_t slot_bytes = 0;  // stored size of one block
-  uint64_t raw_block_bytes = 0;
-  double key_bits = 0;  // exact effective bits per number
-  double value_bits = 0;
-  double bits_per_number = 0;
-};
 
 // A rectangle of cells; a count of 0 means all from the first on.
 struct PartRange {

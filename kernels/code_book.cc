@@ -1,0 +1,299 @@
+#include "kernels/code_book.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/format.h"
+
+namespace sketchkv {
+namespace {
+
+constexpr float kMagnitudes[4][8] = {
+    {0.79788456f},
+    {0.4528f, 1.510f},
+    {0.2451f, 0.7560f, 1.344f, 2.152f},
+    {0.1284f, 0.3881f, 0.6568f, 0.9424f, 1.256f, 1.618f, 2.069f, 2.733f},
+};
+constexpr float kBounds[4][7] = {
+    {},
+    {0.9816f},
+    {0.5006f, 1.050f, 1.748f},
+    {0.2582f, 0.5224f, 0.7996f, 1.099f, 1.437f, 1.844f, 2.401f},
+};
+
+// Of three bits that add up: +-w0 +- w1 +- w2, fitted to N(0,1) as the levels above are.
+constexpr float kSpreadWeights[3] = {1.171f, 0.618f, 0.304f};
+
+// Levels from magnitudes: code half + i is magnitude i, code half - 1 - i its negative.
+void FillLevels(CodeGroup* group) {
+  const uint32_t half = 1u << (group->bits - 1);
+  for (uint32_t code = 0; code < 16; ++code) {
+    const uint32_t c = code % (2 * half);
+    group->levels[code] =
+        c >= half ? group->magnitudes[c - half] : -group->magnitudes[half - 1 - c];
+  }
+}
+
+CodeGroup MakeGroup(uint32_t row, uint32_t rows, uint32_t bits, float unit) {
+  CodeGroup group{};
+  group.row = row;
+  group.rows = rows;
+  group.bits = bits;
+  group.inverse_unit = 1.0f / unit;
+  std::copy_n(kBounds[bits - 1], 7, group.bounds);
+  for (int i = 0; i < 8; ++i) group.magnitudes[i] = kMagnitudes[bits - 1][i] * unit;
+  FillLevels(&group);
+  return group;
+}
+
+// Three bits that spread over three nibbles: their score must be a sum over the bits.
+CodeGroup SpreadGroup(uint32_t row, uint32_t rows, float unit) {
+  const float* w = kSpreadWeights;
+  CodeGroup group{};
+  group.row = row;
+  group.rows = rows;
+  group.bits = 3;
+  group.placement = CodePlacement::kSpread;
+  group.inverse_unit = 1.0f / unit;
+  const float levels[4] = {w[0] - w[1] - w[2], w[0] - w[1] + w[2], w[0] + w[1] - w[2],
+                           w[0] + w[1] + w[2]};
+  for (int i = 0; i < 3; ++i) group.bounds[i] = (levels[i] + levels[i + 1]) / 2;
+  for (int i = 0; i < 4; ++i) group.magnitudes[i] = levels[i] * unit;
+  FillLevels(&group);
+  return group;
+}
+
+// Runs of codes of a key. Of 3-bit codes, three in four have a nibble each, with Lloyd-Max levels,
+// and the highest bits of three nibbles hold a fourth: no lookup more than bits / 4.
+void AppendKeyGroups(uint32_t row, uint32_t rows, uint32_t bits, float unit, uint32_t* word,
+                     std::vector<CodeGroup>* groups) {
+  // In pieces of 32 rows, which are whole words.
+  const uint32_t piece = bits == 3 ? kGroupRows : rows;
+  for (uint32_t end = row + rows; row < end; row += piece) {
+    const uint32_t count = std::min(piece, end - row);
+    const uint32_t spread = bits == 3 ? count / 4 : 0;
+    groups->push_back(MakeGroup(row, count - spread, bits, unit));
+    groups->back().place = *word;
+    if (bits == 3) {
+      groups->back().placement = CodePlacement::kNibble;
+      groups->push_back(SpreadGroup(row + count - spread, spread, unit));
+      groups->back().place = *word;
+    }
+    *word += KeyWords(count, bits);
+  }
+}
+
+CodeGroup SignGroup(uint32_t rows) {
+  CodeGroup group{};
+  group.rows = rows;
+  group.bits = 1;
+  group.inverse_unit = 1.0f;
+  group.magnitudes[0] = 1.0f;
+  FillLevels(&group);
+  return group;
+}
+
+// Sixteen sums of up to four signed products.
+void SignTable(const float* p, uint32_t count, float* table) {
+  float x[4];
+  for (uint32_t i = 0; i < 4; ++i) x[i] = i < count ? p[i] : 0.0f;
+  for (uint32_t n = 0; n < 16; ++n) {
+    const auto signed_at = [&](uint32_t i) { return (n >> i & 1) != 0 ? x[i] : -x[i]; };
+    table[n] = (signed_at(0) + signed_at(1)) + (signed_at(2) + signed_at(3));
+  }
+}
+
+// The tables of a run whose codes stand side by side.
+void PackedTables(const CodeGroup& group, const float* p, float* table) {
+  const uint32_t per_nibble = 4 / group.bits;
+  for (uint32_t i = 0; i < group.rows; i += per_nibble, table += 16) {
+    const uint32_t count = std::min(per_nibble, group.rows - i);
+    if (group.bits == 1) {
+      float scaled[4];
+      for (uint32_t j = 0; j < count; ++j) scaled[j] = group.levels[1] * p[i + j];
+      SignTable(scaled, count, table);
+      continue;
+    }
+    for (uint32_t n = 0; n < 16; ++n) {
+      table[n] = group.levels[n & ((1u << group.bits) - 1)] * p[i];
+      if (count > 1) table[n] += group.levels[n >> 2] * p[i + 1];
+    }
+  }
+}
+
+// Adds to the tables of a run of nibbles what the highest bits say of further coordinates.
+void AddSpread(const CodeGroup& group, const float* p, float* tables) {
+  // A bit's share of its level is half of what flipping it changes.
+  const float weights[3] = {(group.levels[7] - group.levels[3]) / 2,
+                            (group.levels[7] - group.levels[5]) / 2,
+                            (group.levels[7] - group.levels[6]) / 2};
+  for (uint32_t i = 0; i < group.rows; ++i) {
+    for (uint32_t b = 0; b < 3; ++b) {
+      float* table = tables + size_t{3 * i + b} * 16;
+      const float add = weights[b] * p[i];
+      for (uint32_t n = 0; n < 8; ++n) table[n] -= add;
+      for (uint32_t n = 8; n < 16; ++n) table[n] += add;
+    }
+  }
+}
+
+void PutWord(uint8_t* line, uint32_t lane, uint32_t bits) {
+  uint32_t word = 0;
+  std::memcpy(&word, line + 4 * lane, sizeof(word));
+  word |= bits;
+  std::memcpy(line + 4 * lane, &word, sizeof(word));
+}
+
+// Codes of tokens 4p..4p+3 in the bytes of a word.
+uint32_t FourTokens(const uint8_t* codes, uint32_t p) {
+  uint32_t word = 0;
+  std::memcpy(&word, codes + 4 * p, sizeof(word));
+  return word;
+}
+
+uint32_t TwoBitWord(const uint8_t* codes) {
+  const auto low = [&](uint32_t p) { return FourTokens(codes, p) & 0x03030303u; };
+  return low(0) | low(1) << 2 | low(2) << 4 | low(3) << 6;
+}
+
+uint32_t OneBitWord(const uint8_t* codes, uint32_t bit) {
+  const auto at = [&](uint32_t p) { return FourTokens(codes, p) >> bit & 0x01010101u; };
+  return at(0) | at(1) << 1 | at(2) << 2 | at(3) << 3;
+}
+
+// One channel of a group: codes of its sixteen tokens.
+void PackChannel(const CodeGroup& group, uint32_t channel, const uint8_t* codes, uint8_t* lines) {
+  uint8_t* line = lines + size_t{group.place} * kLineBytes;
+  const uint32_t sixteen = channel / 16;
+  const uint32_t lane = channel % 16;
+  const uint32_t whole = (group.rows + 15) / 16 * (group.bits / 2);
+  if (group.bits % 2 == 1) {
+    PutWord(line + kLineBytes * (whole + channel / 32), lane,
+            OneBitWord(codes, group.bits - 1) << (4 * (sixteen % 2)));
+  }
+  if (group.bits == 2 || group.bits == 3) {
+    PutWord(line + kLineBytes * sixteen, lane, TwoBitWord(codes));
+  } else if (group.bits == 4) {
+    for (uint32_t r = 0; r < 2; ++r) {
+      PutWord(line + kLineBytes * (2 * sixteen + r), lane,
+              FourTokens(codes, 2 * r) | FourTokens(codes, 2 * r + 1) << 4);
+    }
+  } else if (group.bits == 8) {
+    for (uint32_t r = 0; r < 4; ++r) {
+      PutWord(line + kLineBytes * (4 * sixteen + r), lane, FourTokens(codes, r));
+    }
+  }
+}
+
+}  // namespace
+
+std::vector<CodeGroup> KeyGroups(const CodecProfile& profile, const KvLayout& layout,
+                                 const HeadTable* table) {
+  if (profile.key_codec == KeyCodec::kRaw) return {};
+  if (profile.key_codec == KeyCodec::kSketch) return {SignGroup(profile.sign_bits)};
+  std::vector<CodeGroup> groups;
+  uint32_t word = 0;
+  if (profile.projection != Projection::kBasis) {
+    AppendKeyGroups(0, layout.head_dim, profile.code_bits, 1.0f, &word, &groups);
+    return groups;
+  }
+  const Basis& basis = table->key_basis;
+  const auto rows = static_cast<uint32_t>(basis.rows.size() / layout.head_dim);
+  for (uint32_t g = 0; g < basis.group_bits.size(); ++g) {
+    const uint32_t row = g * kGroupRows;
+    AppendKeyGroups(row, std::min(kGroupRows, rows - row), basis.group_bits[g],
+                    basis.group_rms[g], &word, &groups);
+  }
+  return groups;
+}
+
+std::vector<CodeGroup> SecondSketchGroups(const CodecProfile& profile) {
+  if (profile.outlier_method != OutlierMethod::kSketch) return {};
+  return {SignGroup(profile.outlier_sign_bits)};
+}
+
+std::vector<CodeGroup> ValueGroups(const CodecProfile& profile, const KvLayout& layout,
+                                   const HeadTable* table) {
+  if (profile.value_codec == ValueCodec::kRaw) return {};
+  if (profile.value_codec == ValueCodec::kRotated) {
+    return {MakeGroup(0, layout.value_dim, profile.value_bits, 1.0f)};
+  }
+  if (profile.value_codec == ValueCodec::kMinMax) {
+    CodeGroup group{};
+    group.rows = layout.value_dim;
+    group.bits = profile.value_bits;
+    for (uint32_t code = 0; code < 16; ++code) group.levels[code] = static_cast<float>(code);
+    return {group};
+  }
+  const Basis& basis = table->value_basis;
+  const auto rows = static_cast<uint32_t>(basis.rows.size() / layout.value_dim);
+  std::vector<CodeGroup> groups;
+  uint32_t line = 0;
+  for (uint32_t g = 0; g < basis.group_bits.size(); ++g) {
+    const uint32_t row = g * kGroupRows;
+    groups.push_back(MakeGroup(row, std::min(kGroupRows, rows - row), basis.group_bits[g],
+                               basis.group_rms[g]));
+    groups.back().place = line;
+    line += ValueLines(groups.back().rows, groups.back().bits);
+  }
+  return groups;
+}
+
+uint32_t NumRows(std::span<const CodeGroup> groups) {
+  uint32_t rows = 0;
+  for (const CodeGroup& group : groups) rows += group.rows;
+  return rows;
+}
+
+void BuildTables(std::span<const CodeGroup> groups, uint32_t words, const float* projected,
+                 float* tables) {
+  std::fill_n(tables, TableFloats(words), 0.0f);
+  for (const CodeGroup& group : groups) {
+    const float* p = projected + group.row;
+    float* first = tables + TableFloats(group.place);
+    if (group.placement == CodePlacement::kSpread) {
+      AddSpread(group, p, first);
+    } else if (group.placement == CodePlacement::kNibble) {
+      for (uint32_t i = 0; i < group.rows * 16; ++i) first[i] = group.levels[i % 8] * p[i / 16];
+    } else {
+      PackedTables(group, p, first);
+    }
+  }
+}
+
+void PackKeys(std::span<const CodeGroup> groups, const uint8_t* codes, uint32_t num_tokens,
+              uint8_t* planes) {
+  for (const CodeGroup& group : groups) {
+    uint8_t* words = planes + size_t{group.place} * kLineBytes;
+    for (uint32_t i = 0; i < group.rows; ++i) {
+      const uint8_t* code = codes + size_t{group.row + i} * kLanes;
+      if (group.placement == CodePlacement::kSpread) {
+        for (uint32_t b = 0; b < 3; ++b) {
+          const uint32_t bit = 12 * i + 4 * b + 3;
+          for (uint32_t lane = 0; lane < num_tokens; ++lane) {
+            PutWord(words + kLineBytes * (bit / 32), lane,
+                    (uint32_t{code[lane]} >> (2 - b) & 1) << (bit % 32));
+          }
+        }
+        continue;
+      }
+      const uint32_t bit = group.placement == CodePlacement::kNibble ? 4 * i : i * group.bits;
+      for (uint32_t lane = 0; lane < num_tokens; ++lane) {
+        PutWord(words + kLineBytes * (bit / 32), lane, uint32_t{code[lane]} << (bit % 32));
+      }
+    }
+  }
+}
+
+void PackValues(std::span<const CodeGroup> groups, const uint8_t* codes, uint32_t num_tokens,
+                uint8_t* lines) {
+  for (const CodeGroup& group : groups) {
+    for (uint32_t channel = 0; channel < group.rows; ++channel) {
+      uint8_t present[kLanes] = {};
+      std::copy_n(codes + size_t{group.row + channel} * kLanes, num_tokens, present);
+      PackChannel(group, channel, present, lines);
+    }
+  }
+}
+
+}  // namespace sketchkv

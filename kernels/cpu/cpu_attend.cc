@@ -1,0 +1,166 @@
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "kernels/base/checked_math.h"
+#include "kernels/cpu/cpu_scores.h"
+#include "kernels/exact_math.h"
+
+namespace sketchkv {
+namespace {
+
+// Partial outputs are kept divided by 2^20, so that values near the largest float can be summed
+// over a million tokens.
+constexpr int kValueDomain = 20;
+
+const uint8_t* Bytes(std::span<const std::byte> cell) {
+  return reinterpret_cast<const uint8_t*>(cell.data());
+}
+
+// weights[t] = weights[t] / 2^20 * scale of token t, over the tiles of [begin, end).
+void ScaleWeights(const KernelTable& kernels, const uint8_t* scales, size_t scale_stride,
+                  uint32_t begin, uint32_t end, const float* weights, float* out) {
+  for (uint32_t tile = begin / kLanes; tile * kLanes < end; ++tile) {
+    float scale[kLanes];
+    kernels.load_scales(scales + tile * scale_stride, kLanes, scale);
+    for (uint32_t i = 0; i < kLanes; ++i) {
+      const size_t t = size_t{tile} * kLanes + i;
+      out[t] = weights[t] * PowerOfTwo(-kValueDomain) * scale[i];
+    }
+  }
+}
+
+}  // namespace
+
+AttentionPartial CpuCellCodec::NewPartial(uint32_t num_queries) const {
+  AttentionPartial partial;
+  partial.max.assign(num_queries, -std::numeric_limits<float>::infinity());
+  partial.sum.assign(num_queries, 0.0f);
+  partial.out.assign(size_t{num_queries} * value_rows(), 0.0f);
+  return partial;
+}
+
+void CpuCellCodec::Attend(std::span<const std::byte> cell, uint32_t token_begin, uint32_t token_end,
+                          const PreparedQueries& queries, const AttentionOptions& options,
+                          AttentionPartial* partial) const {
+  if (token_begin >= token_end) return;
+  const auto& prepared = static_cast<const CpuQueries&>(queries);
+  const uint32_t dim = value_rows();
+  Scores scores;
+  for (uint32_t first = 0; first < prepared.num_queries(); first += kQueryTile) {
+    ScoreTokens(Bytes(cell), token_begin, token_end, prepared, first, &scores);
+    for (uint32_t q = 0; q < scores.num_queries; ++q) {
+      const size_t index = first + q;
+      kernels_.softmax({scores.of[q], token_begin, token_end, options.softmax_scale,
+                        options.logit_softcap, &partial->max[index], &partial->sum[index],
+                        partial->out.data() + index * dim, dim});
+    }
+    AttendValues(Bytes(cell), token_begin, token_end, first, &scores, partial);
+  }
+}
+
+void CpuCellCodec::AttendValues(const uint8_t* cell, uint32_t token_begin, uint32_t token_end,
+                                uint32_t first_query, Scores* scores,
+                                AttentionPartial* partial) const {
+  float* out[kQueryTile] = {};
+  for (uint32_t q = 0; q < scores->num_queries; ++q) {
+    out[q] = partial->out.data() + size_t{first_query + q} * value_rows();
+  }
+  if (profile_.value_codec == ValueCodec::kRaw) {
+    kernels_.attend_rows({StoredValueRows(cell),
+                          layout_.value_dim,
+                          token_begin,
+                          token_end,
+                          scores->num_queries,
+                          scores->of[0],
+                          kMaxCellTokens,
+                          PowerOfTwo(-kValueDomain),
+                          {out[0], out[1], out[2], out[3]}});
+    return;
+  }
+  const AttendCodesArgs args = {value_groups_.data(),
+                                static_cast<uint32_t>(value_groups_.size()),
+                                cell + format_.values,
+                                format_.value_lines,
+                                token_begin,
+                                token_end,
+                                scores->num_queries,
+                                scores->of[0],
+                                kMaxCellTokens,
+                                {out[0], out[1], out[2], out[3]}};
+  if (profile_.value_codec == ValueCodec::kMinMax) return AttendMinMax(cell, scores, args);
+  for (uint32_t q = 0; q < scores->num_queries; ++q) {
+    ScaleWeights(kernels_, cell + format_.scale_offset(0, format_.value_scale_row),
+                 size_t{format_.scale_rows} * kLanes * 2, token_begin, token_end, scores->of[q],
+                 scores->of[q]);
+  }
+  kernels_.attend_codes(args);
+}
+
+// Group by group of channels, since each has scales of its own: sum w s (code + zero / 16).
+void CpuCellCodec::AttendMinMax(const uint8_t* cell, Scores* scores, AttendCodesArgs args) const {
+  const uint32_t size = profile_.value_group_size;
+  const size_t stride = size_t{format_.value_groups} * kLineBytes;
+  std::vector<float> weights(size_t{args.num_queries} * kMaxCellTokens);
+  args.weights = weights.data();
+  for (uint32_t g = 0; g < format_.value_groups; ++g) {
+    const uint8_t* ranges = cell + format_.ranges + size_t{g} * kLineBytes;
+    CodeGroup group = value_groups_[0];
+    group.row = g * size;
+    group.rows = std::min(size, layout_.value_dim - group.row);
+    group.place = ValueLines(group.row, group.bits);  // groups begin at whole lines
+    args.groups = &group;
+    args.num_groups = 1;
+    for (uint32_t q = 0; q < args.num_queries; ++q) {
+      float* scaled = weights.data() + size_t{q} * kMaxCellTokens;
+      ScaleWeights(kernels_, ranges, stride, args.token_begin, args.token_end, scores->of[q],
+                   scaled);
+      float zeros = 0.0f;
+      for (uint32_t t = args.token_begin; t < args.token_end; ++t) {
+        const auto zero = static_cast<int16_t>(
+            ReadU16(ranges + t / kLanes * stride + kLineBytes / 2 + size_t{2} * (t % kLanes)));
+        zeros += scaled[t] * (kZeroPointUnit * static_cast<float>(zero));
+      }
+      for (uint32_t c = 0; c < group.rows; ++c) args.out[q][group.row + c] += zeros;
+    }
+    kernels_.attend_codes(args);
+  }
+}
+
+void CpuCellCodec::Finish(const AttentionPartial& partial, float* out, float* lse) const {
+  const uint32_t dim = layout_.value_dim;
+  const uint32_t rows = value_rows();
+  for (size_t q = 0; q < partial.max.size(); ++q) {
+    const float sum = partial.sum[q];
+    lse[q] = sum > 0.0f ? static_cast<float>(partial.max[q] + ExactLog(sum))
+                        : -std::numeric_limits<float>::infinity();
+    std::fill_n(out + q * dim, dim, 0.0f);
+  }
+  // Up to sixteen outputs are lanes of one tile, divided by their sums.
+  std::vector<float> tile(size_t{rows} * kLanes);
+  std::vector<float> turned(size_t{dim} * kLanes);
+  for (size_t first = 0; first < partial.max.size(); first += kLanes) {
+    const size_t count = std::min<size_t>(kLanes, partial.max.size() - first);
+    std::fill(tile.begin(), tile.end(), 0.0f);
+    for (size_t i = 0; i < count; ++i) {
+      const float sum = partial.sum[first + i];
+      for (uint32_t r = 0; sum > 0.0f && r < rows; ++r) {
+        tile[size_t{r} * kLanes + i] = partial.out[(first + i) * rows + r] / sum;
+      }
+    }
+    if (value_projection_ != nullptr) {
+      kernels_.back_project(value_projection_->Args(), tile.data(), turned.data());
+    } else {
+      turned = tile;
+    }
+    for (size_t i = 0; i < count; ++i) {
+      for (uint32_t c = 0; partial.sum[first + i] > 0.0f && c < dim; ++c) {
+        const float mean = value_mean() == nullptr ? 0.0f : value_mean()[c];
+        out[(first + i) * dim + c] =
+            turned[size_t{c} * kLanes + i] * PowerOfTwo(kValueDomain) + mean;
+      }
+    }
+  }
+}
+
+}  // namespace sketchkv

@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 
 #include "client/cpp/cli/command.h"
+#include "client/cpp/cli/tune_command.h"
 #include "client/cpp/demo/demo_command.h"
 
 namespace {
@@ -42,6 +43,7 @@ int main(int argc, char** argv) {
   sketchkv::cli::AddStatCommand(app, &runner);
   sketchkv::cli::AddModelsCommand(app, &runner);
   sketchkv::cli::AddInspectCommand(app, &runner);
+  sketchkv::cli::AddTuneCommand(app, &runner);
   sketchkv::demo::AddDemoCommand(app, &runner.exit_code);
   try {
     app.parse(argc, argv);

@@ -14,7 +14,7 @@ struct DemoOptions {
   std::string text_file;  // empty: the model directory's held-out and sampled text
   std::string model_dir;  // empty: FindModelDir
   uint32_t segments = 12;
-  std::vector<std::string> profiles = {"raw", "qjl3p", "qjl", "qjl-paper"};
+  std::vector<std::string> profiles = {"raw", "klt", "qjl3p", "qjl", "qjl-paper"};
 };
 
 // Path of this program and the directory it lies in.

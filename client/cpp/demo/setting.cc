@@ -5,6 +5,7 @@
 #include <iterator>
 
 #include "absl/strings/str_cat.h"
+#include "client/cpp/cli/tables_to_register.h"
 #include "client/cpp/examples/stored_prefix.h"
 #include "kernels/base/status_macros.h"
 
@@ -33,7 +34,12 @@ absl::StatusOr<ModelInfo> Register(Client* client, const std::string& model_dir,
                                    const std::string& profile, const example::KvShape& shape) {
   const std::string name = ModelName(model_dir, profile);
   const CacheLayout layout = example::MakeLayout(shape, kBlockTokens);
-  return client->RegisterModel(name, layout, {{.name = profile}});
+  if (profile != kTunedProfile) return client->RegisterModel(name, layout, {{.name = profile}});
+  SKETCHKV_ASSIGN_OR_RETURN(const cli::TablesToRegister tables,
+                            cli::ReadTablesToRegister(model_dir + "/klt.safetensors"));
+  SKETCHKV_ASSIGN_OR_RETURN(const std::string digest,
+                            client->UploadTables(layout, tables.heads));
+  return client->RegisterModel(name, layout, tables.profiles, digest);
 }
 
 absl::StatusOr<std::vector<uint8_t>> ReadText(const std::string& path, uint64_t min_bytes) {

@@ -18,6 +18,8 @@ inline constexpr uint32_t kStoredTokens = 768;   // of a prefix: 12 blocks
 inline constexpr uint32_t kSegmentBytes = 1024;  // stored prefix and exact recent window
 inline constexpr uint32_t kPromptBytes = 800;    // 12 full blocks and a rest that is not stored
 inline constexpr uint32_t kGeneratedBytes = 128;
+// Registered with the tables and the profiles of klt.safetensors in the model's directory.
+inline constexpr char kTunedProfile[] = "klt";
 
 // One worker's orders.
 struct WorkerOptions {

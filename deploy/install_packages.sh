@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Usage: deploy/install_packages.sh build|tests
-# Installs what is missing of deploy/packages.txt: the [build] group, or that and [tests].
+# Usage: deploy/install_packages.sh build|accuracy|tests
+# Installs what is missing of deploy/packages.txt: the [build] group, that and [accuracy], or all.
 # Asks dpkg what is there, so a second run touches neither apt nor the network nor sudo.
 set -euo pipefail
 
@@ -14,12 +14,13 @@ fail() {
   exit 1
 }
 
-# read_list GROUP: the names of [build], and with GROUP "tests" those of [tests] too.
+# read_list GROUP: the names of [build], with GROUP "accuracy" those of [accuracy] too, with "tests"
+# all.
 read_list() {
   awk -v want="$1" '
     { sub(/#.*/, "") }
     /^\[/ { group = $1; next }
-    NF && (group == "[build]" || (want == "tests" && group == "[tests]")) { print $1 }' "$list"
+    NF && (want == "tests" || group == "[build]" || group == "[" want "]") { print $1 }' "$list"
 }
 
 # find_missing NAME...: those that dpkg does not have as installed.
@@ -80,7 +81,8 @@ explain_and_fail() {
 }
 
 main() {
-  [[ ${1:-} = build || ${1:-} = tests ]] || fail "usage: deploy/install_packages.sh build|tests"
+  [[ ${1:-} = build || ${1:-} = accuracy || ${1:-} = tests ]] ||
+    fail "usage: deploy/install_packages.sh build|accuracy|tests"
   check_system
   local wanted missing
   mapfile -t wanted < <(read_list "$1")

@@ -9,6 +9,7 @@ import sys
 
 LIST = "deploy/packages.txt"
 INSTALLER = "deploy/install_packages.sh"
+GROUPS = ["[accuracy]", "[build]", "[tests]"]
 INSTALL = re.compile(r"\b(?:apt|apt-get|aptitude)(?:\s+-\S+(?:\s+\S+=\S+)?)*\s+install\b")
 NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 SKIP = re.compile(r"build.*|\.git|\.cache|__pycache__")
@@ -32,8 +33,8 @@ def read_list(path):
                 groups[group].append(words[0])
     names = [name for group in groups.values() for name in group]
     wrong += [f"{LIST}: {name} stands there twice" for name in names if names.count(name) > 1]
-    if sorted(groups) != ["[build]", "[tests]"] or not all(groups.values()):
-        wrong.append(f"{LIST}: want the groups [build] and [tests], filled, found {sorted(groups)}")
+    if sorted(groups) != GROUPS or not all(groups.values()):
+        wrong.append(f"{LIST}: want the groups {GROUPS}, filled, found {sorted(groups)}")
     return wrong
 
 

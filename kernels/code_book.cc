@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/exact_math.h"
 #include "kernels/format.h"
 
 namespace sketchkv {
@@ -81,6 +82,11 @@ void AppendKeyGroups(uint32_t row, uint32_t rows, uint32_t bits, float unit, uin
     }
     *word += KeyWords(count, bits);
   }
+}
+
+// Brings the largest RMS of a basis into [1, 2), so that squares of units stay within float.
+float UnitScale(const Basis& basis) {
+  return PowerOfTwo(-FloorLog2(*std::max_element(basis.group_rms.begin(), basis.group_rms.end())));
 }
 
 CodeGroup SignGroup(uint32_t rows) {
@@ -198,11 +204,12 @@ std::vector<CodeGroup> KeyGroups(const CodecProfile& profile, const KvLayout& la
     return groups;
   }
   const Basis& basis = table->key_basis;
+  const float scale = UnitScale(basis);
   const auto rows = static_cast<uint32_t>(basis.rows.size() / layout.head_dim);
   for (uint32_t g = 0; g < basis.group_bits.size(); ++g) {
     const uint32_t row = g * kGroupRows;
     AppendKeyGroups(row, std::min(kGroupRows, rows - row), basis.group_bits[g],
-                    basis.group_rms[g], &word, &groups);
+                    basis.group_rms[g] * scale, &word, &groups);
   }
   return groups;
 }
@@ -226,23 +233,27 @@ std::vector<CodeGroup> ValueGroups(const CodecProfile& profile, const KvLayout& 
     return {group};
   }
   const Basis& basis = table->value_basis;
+  const float scale = UnitScale(basis);
   const auto rows = static_cast<uint32_t>(basis.rows.size() / layout.value_dim);
   std::vector<CodeGroup> groups;
   uint32_t line = 0;
   for (uint32_t g = 0; g < basis.group_bits.size(); ++g) {
     const uint32_t row = g * kGroupRows;
     groups.push_back(MakeGroup(row, std::min(kGroupRows, rows - row), basis.group_bits[g],
-                               basis.group_rms[g]));
+                               basis.group_rms[g] * scale));
     groups.back().place = line;
     line += ValueLines(groups.back().rows, groups.back().bits);
   }
   return groups;
 }
 
-uint32_t NumRows(std::span<const CodeGroup> groups) {
-  uint32_t rows = 0;
-  for (const CodeGroup& group : groups) rows += group.rows;
-  return rows;
+float UnitEnergy(std::span<const CodeGroup> groups) {
+  double sum = 0.0;
+  for (const CodeGroup& group : groups) {
+    const double unit = 1.0 / double{group.inverse_unit};
+    sum += group.rows * unit * unit;
+  }
+  return static_cast<float>(sum);
 }
 
 void BuildTables(std::span<const CodeGroup> groups, uint32_t words, const float* projected,

@@ -13,21 +13,22 @@ namespace sketchkv {
 
 // The groups of codes that a profile's keys and values are made of, with their levels: Lloyd-Max
 // for N(0,1) (Max, "Quantizing for minimum distortion", 1960, table I), in units of the group's
-// RMS. Sign sketches are one group of single bits at levels -1 and +1; min-max values one group at
-// levels 0, 1, 2, ...
+// RMS; of those of a basis only the ratios matter: all are divided by one power of two. Sign
+// sketches are one group of single bits at levels -1 and +1; min-max values one group at levels 0,
+// 1, 2, ...
 [[nodiscard]] std::vector<CodeGroup> KeyGroups(const CodecProfile& profile, const KvLayout& layout,
                                                const HeadTable* table);
 [[nodiscard]] std::vector<CodeGroup> SecondSketchGroups(const CodecProfile& profile);
 [[nodiscard]] std::vector<CodeGroup> ValueGroups(const CodecProfile& profile,
                                                  const KvLayout& layout, const HeadTable* table);
 
-// Coordinates of all groups.
-[[nodiscard]] uint32_t NumRows(std::span<const CodeGroup> groups);
+// Sum over the coordinates of all groups of their units squared.
+[[nodiscard]] float UnitEnergy(std::span<const CodeGroup> groups);
 
 // Floats of the tables of one query: 16 a nibble, 8 nibbles a word.
 [[nodiscard]] constexpr size_t TableFloats(uint32_t words) { return size_t{words} * 8 * 16; }
 // What each value of each nibble of `words` words adds to a score: the score of a key is the sum
-// over its nibbles. projected: S q, [NumRows]; tables: [TableFloats(words)].
+// over its nibbles. projected: S q, [rows of the groups]; tables: [TableFloats(words)].
 void BuildTables(std::span<const CodeGroup> groups, uint32_t words, const float* projected,
                  float* tables);
 

@@ -40,7 +40,7 @@ struct AttentionOptions {
 struct AttentionPartial {
   std::vector<float> max;  // [num_queries], -inf before the first token
   std::vector<float> sum;  // [num_queries]
-  std::vector<float> out;  // [num_queries, value_dim]
+  std::vector<float> out;  // [num_queries, rows of that domain]
 };
 
 // Queries of one kv head, projected once and used for every cell of that head and layer.
@@ -80,9 +80,9 @@ class CellCodec {
                                             std::span<std::byte> cell) const = 0;
 
   // Checks a cell that came from outside: finite scales, channel indices in range, zeros wherever
-  // nothing is stored. INVALID_ARGUMENT names the field and both numbers. A cell that passes is safe
-  // to decode and attend; it says nothing of itself, so that a cell of another model of this size
-  // passes too (fingerprints tell those apart).
+  // nothing is stored. INVALID_ARGUMENT names the field and both numbers. A cell that passes is
+  // safe to decode and attend; it says nothing of itself, so that a cell of another model of this
+  // size passes too (fingerprints tell those apart).
   [[nodiscard]] virtual absl::Status Validate(std::span<const std::byte> cell,
                                               uint32_t num_tokens) const = 0;
 
@@ -91,8 +91,8 @@ class CellCodec {
   // <q, decoded k> equals Score up to float rounding. Either view's data may be null: skipped.
   // INVALID_ARGUMENT for an fp8 output of a sketched half.
   [[nodiscard]] virtual absl::Status Decode(std::span<const std::byte> cell, uint32_t num_tokens,
-                                            DType key_dtype, MutableRowsView keys, DType value_dtype,
-                                            MutableRowsView values) const = 0;
+                                            DType key_dtype, MutableRowsView keys,
+                                            DType value_dtype, MutableRowsView values) const = 0;
 
   // queries: [num_queries, head_dim], all finite (the caller checked).
   [[nodiscard]] virtual std::unique_ptr<PreparedQueries> PrepareQueries(

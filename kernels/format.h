@@ -11,8 +11,8 @@ namespace sketchkv {
 
 // The stored bytes of one cell, drawn in kernels/README.md: the one home of the format, for every
 // encoder and reader. Little-endian throughout. All sizes follow from layout and profile alone. A
-// cell says nothing of itself: no header, so that a tile of sixteen tokens costs the same in a block
-// of sixteen as in one of a thousand.
+// cell says nothing of itself: no header, so that a tile of sixteen tokens costs the same in a
+// block of sixteen as in one of a thousand.
 static_assert(std::endian::native == std::endian::little, "the format is read in place");
 
 // Tokens of one tile; a token is a lane. A last tile that is not full is padded with zeros.
@@ -21,7 +21,7 @@ constexpr size_t kLineBytes = 64;
 constexpr uint32_t kWordBits = 32;
 // Coordinates that share a number of bits.
 constexpr uint32_t kGroupRows = 32;
-constexpr uint32_t kMaxGroups = 18;  // of 576 coordinates
+constexpr int kLargestZero = 32767;  // of min-max values, in either direction
 // A minimum of min-max values is a signed count of scale / 16.
 constexpr float kZeroPointUnit = 0.0625f;
 
@@ -36,8 +36,8 @@ constexpr float kZeroPointUnit = 0.0625f;
   return (channels + 15) / 16 * (bits / 2) + (channels + 31) / 32 * (bits % 2);
 }
 
-// A 16-bit scale: the upper half of a non-negative float but for its sign bit, so 8 bits of exponent
-// and 8 of mantissa. Infinity and NaN are not stored.
+// A 16-bit scale: the upper half of a non-negative float but for its sign bit, so 8 bits of
+// exponent and 8 of mantissa. Infinity and NaN are not stored.
 constexpr uint16_t kLargestScale = 0xFEFF;
 
 // Offsets from the start of the cell. Sections that a profile lacks have size 0.
@@ -49,24 +49,25 @@ struct CellFormat {
   uint32_t value_lines = 0;     // of a tile's codes
   uint32_t value_groups = 0;    // kMinMax: ceil(value_dim / value_group_size)
 
-  uint32_t scale_rows = 0;        // of a tile
-  uint32_t key_scale_row = 0;     // kSketch, kCodes
-  uint32_t outlier_scale_row = 0; // second sketch
-  uint32_t value_scale_row = 0;   // kRotated, kBasis
+  uint32_t scale_rows = 0;         // of a tile
+  uint32_t key_scale_row = 0;      // kSketch, kCodes
+  uint32_t outlier_scale_row = 0;  // second sketch
+  uint32_t value_scale_row = 0;    // kRotated, kBasis
 
-  size_t scales = 0;           // u16 [num_tiles][scale_rows][16]
-  size_t mean = 0;             // Centering::kBlock: bf16 [head_dim]
-  size_t planes = 0;           // line-aligned: u32 [num_tiles][key_words][16]
-  size_t outlier_planes = 0;   // second sketch: u32 [num_tiles][outlier_words][16]
-  size_t outlier_channels = 0; // u16 [outlier_groups][num_outliers], ascending in a group
-  size_t residual_scales = 0;  // kResidual: u16 [num_tiles][num_outliers]
-  size_t residuals = 0;        // kResidual: int8 [num_tiles][num_outliers][16]
-  size_t outliers_end = 0;     // before padding to a line
-  size_t raw_keys = 0;         // [block_tokens][head_dim] of key_dtype
+  size_t scales = 0;            // u16 [num_tiles][scale_rows][16]
+  size_t mean = 0;              // Centering::kBlock: bf16 [head_dim]
+  size_t planes = 0;            // line-aligned: u32 [num_tiles][key_words][16]
+  size_t outlier_planes = 0;    // second sketch: u32 [num_tiles][outlier_words][16]
+  size_t outlier_channels = 0;  // u16 [outlier_groups][num_outliers], ascending in a group
+  size_t residual_scales = 0;   // kResidual: u16 [num_tiles][num_outliers]
+  size_t residuals = 0;         // kResidual: int8 [num_tiles][num_outliers][16]
+  size_t outliers_end = 0;      // before padding to a line
+  size_t raw_keys = 0;          // [block_tokens][head_dim] of key_dtype
   size_t raw_keys_end = 0;
-  size_t values = 0;           // line-aligned: lines [num_tiles][value_lines], or raw rows
+  size_t values = 0;  // line-aligned: lines [num_tiles][value_lines], or raw rows
   size_t values_end = 0;
-  size_t ranges = 0;  // kMinMax, line-aligned: [num_tiles][value_groups] {u16 scale[16], i16 zero[16]}
+  size_t ranges =
+      0;  // kMinMax, line-aligned: [num_tiles][value_groups] {u16 scale[16], i16 zero[16]}
 
   size_t key_bytes = 0;    // what serves keys, without padding between sections
   size_t value_bytes = 0;  // likewise for values

@@ -38,14 +38,26 @@ absl::Status CheckZero(absl::string_view field, uint64_t value, absl::string_vie
 
 template <typename T>
 absl::Status CheckUnset(absl::string_view knob, const std::optional<T>& value,
-                        absl::string_view profile) {
+                        absl::string_view what) {
   if (!value.has_value()) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(knob, " is ", static_cast<uint64_t>(*value),
-                                                 ", must be unset for profile '", profile, "'"));
+  return absl::InvalidArgumentError(
+      absl::StrCat(knob, " is ", static_cast<uint64_t>(*value), ", must be unset for ", what));
 }
 
 absl::Status CheckEnum(absl::string_view field, uint32_t value, uint32_t last) {
   return CheckRange(field, value, 1, last, 1);
+}
+
+bool UsesSeed(const CodecProfile& profile) {
+  const bool keys = profile.key_codec != KeyCodec::kRaw && profile.projection != Projection::kBasis;
+  return keys || profile.value_codec == ValueCodec::kRotated;
+}
+
+// A registered basis is for klt's keys alone.
+absl::Status CheckNoBasis(const CodecProfile& profile) {
+  if (profile.projection != Projection::kBasis) return absl::OkStatus();
+  return OutOfBound("projection", static_cast<uint32_t>(Projection::kBasis),
+                    "1, 2 or 3 for this profile; 'klt' uses a registered basis");
 }
 
 absl::Status ValidateOutliers(const CodecProfile& profile, const KvLayout& layout) {
@@ -55,8 +67,8 @@ absl::Status ValidateOutliers(const CodecProfile& profile, const KvLayout& layou
     SKETCHKV_RETURN_IF_ERROR(CheckZero("num_outliers", profile.num_outliers, "without outliers"));
     SKETCHKV_RETURN_IF_ERROR(
         CheckZero("outlier_group_tokens", profile.outlier_group_tokens, "without outliers"));
-    SKETCHKV_RETURN_IF_ERROR(CheckRange(
-        "outlier_source", static_cast<uint32_t>(profile.outlier_source), 1, 1, 1));
+    SKETCHKV_RETURN_IF_ERROR(
+        CheckRange("outlier_source", static_cast<uint32_t>(profile.outlier_source), 1, 1, 1));
     return CheckZero("outlier_sign_bits", profile.outlier_sign_bits, "without outliers");
   }
   // At least one channel must be left to sketch.
@@ -83,7 +95,8 @@ absl::Status ValidateOutliers(const CodecProfile& profile, const KvLayout& layou
 absl::Status ValidateCodes(const CodecProfile& profile, const KvLayout& layout) {
   SKETCHKV_RETURN_IF_ERROR(CheckZero("sign_bits", profile.sign_bits, "for key codes"));
   if (profile.scale_rule == ScaleRule::kNorm) {
-    return OutOfBound("scale_rule", static_cast<uint32_t>(ScaleRule::kNorm), "1 or 3 for key codes");
+    return OutOfBound("scale_rule", static_cast<uint32_t>(ScaleRule::kNorm),
+                      "1 or 3 for key codes");
   }
   if (profile.projection == Projection::kBasis) {
     SKETCHKV_RETURN_IF_ERROR(CheckZero("code_bits", profile.code_bits, "for a registered basis"));
@@ -106,10 +119,8 @@ absl::Status ValidateCodes(const CodecProfile& profile, const KvLayout& layout) 
 }
 
 absl::Status ValidateKeys(const CodecProfile& profile, const KvLayout& layout) {
-  SKETCHKV_RETURN_IF_ERROR(
-      CheckEnum("projection", static_cast<uint32_t>(profile.projection), 4));
-  SKETCHKV_RETURN_IF_ERROR(
-      CheckEnum("scale_rule", static_cast<uint32_t>(profile.scale_rule), 3));
+  SKETCHKV_RETURN_IF_ERROR(CheckEnum("projection", static_cast<uint32_t>(profile.projection), 4));
+  SKETCHKV_RETURN_IF_ERROR(CheckEnum("scale_rule", static_cast<uint32_t>(profile.scale_rule), 3));
   SKETCHKV_RETURN_IF_ERROR(CheckEnum("centering", static_cast<uint32_t>(profile.centering), 3));
   if (profile.key_codec == KeyCodec::kRaw) {
     SKETCHKV_RETURN_IF_ERROR(CheckZero("sign_bits", profile.sign_bits, "for raw keys"));
@@ -122,6 +133,8 @@ absl::Status ValidateKeys(const CodecProfile& profile, const KvLayout& layout) {
         CheckRange("centering", static_cast<uint32_t>(profile.centering), 1, 1, 1));
     SKETCHKV_RETURN_IF_ERROR(
         CheckRange("projection", static_cast<uint32_t>(profile.projection), 1, 1, 1));
+    SKETCHKV_RETURN_IF_ERROR(
+        CheckRange("scale_rule", static_cast<uint32_t>(profile.scale_rule), 1, 1, 1));
     return ValidateOutliers(profile, layout);
   }
   SKETCHKV_RETURN_IF_ERROR(CheckEnum("key_codec", static_cast<uint32_t>(profile.key_codec), 3));
@@ -139,8 +152,7 @@ absl::Status ValidateKeys(const CodecProfile& profile, const KvLayout& layout) {
     return OutOfBound("scale_rule", static_cast<uint32_t>(ScaleRule::kLeastSquares),
                       "1 or 2 for a sign sketch");
   }
-  if (profile.outlier_method == OutlierMethod::kSketch &&
-      profile.centering != Centering::kNone) {
+  if (profile.outlier_method == OutlierMethod::kSketch && profile.centering != Centering::kNone) {
     return OutOfBound("centering", static_cast<uint32_t>(profile.centering),
                       "1 with a second sketch");
   }
@@ -150,19 +162,18 @@ absl::Status ValidateKeys(const CodecProfile& profile, const KvLayout& layout) {
 }
 
 absl::Status ValidateValues(const CodecProfile& profile, const KvLayout& layout) {
-  SKETCHKV_RETURN_IF_ERROR(
-      CheckEnum("value_codec", static_cast<uint32_t>(profile.value_codec), 4));
+  SKETCHKV_RETURN_IF_ERROR(CheckEnum("value_codec", static_cast<uint32_t>(profile.value_codec), 4));
   const uint32_t bits = profile.value_bits;
-  const bool rotated = profile.value_codec == ValueCodec::kRotated ||
-                       profile.value_codec == ValueCodec::kBasis;
+  const bool rotated =
+      profile.value_codec == ValueCodec::kRotated || profile.value_codec == ValueCodec::kBasis;
   const bool exact = profile.value_scale_rule == ScaleRule::kExact;
   if (!exact && !(rotated && profile.value_scale_rule == ScaleRule::kLeastSquares)) {
     return OutOfBound("value_scale_rule", static_cast<uint32_t>(profile.value_scale_rule),
                       rotated ? "1 or 3" : "1 unless values are rotated");
   }
   if (profile.value_codec != ValueCodec::kMinMax) {
-    SKETCHKV_RETURN_IF_ERROR(CheckZero("value_group_size", profile.value_group_size,
-                                       "unless values are min-max"));
+    SKETCHKV_RETURN_IF_ERROR(
+        CheckZero("value_group_size", profile.value_group_size, "unless values are min-max"));
   }
   if (profile.value_codec == ValueCodec::kBasis) {
     SKETCHKV_RETURN_IF_ERROR(CheckZero("value_bits", bits, "for a registered basis"));
@@ -171,10 +182,11 @@ absl::Status ValidateValues(const CodecProfile& profile, const KvLayout& layout)
   }
   SKETCHKV_RETURN_IF_ERROR(
       CheckZero("value_row_bits", profile.value_row_bits, "without a registered basis"));
-  if (profile.value_codec == ValueCodec::kRaw) return CheckZero("value_bits", bits, "for raw values");
+  if (profile.value_codec == ValueCodec::kRaw)
+    return CheckZero("value_bits", bits, "for raw values");
   if (profile.value_codec == ValueCodec::kRotated) return CheckRange("value_bits", bits, 2, 4, 1);
   if (bits != 2 && bits != 4 && bits != 8) {
-    return OutOfBound("value_bits", bits, "2, 4, 8 or 16 for min-max values");
+    return OutOfBound("value_bits", bits, "2, 4 or 8 for min-max values");
   }
   return CheckRange("value_group_size", profile.value_group_size, 16, kMaxValueGroup, 16);
 }
@@ -187,7 +199,7 @@ absl::Status ApplyValueKnobs(const ProfileRequest& request, ValueCodec fallback,
   profile->value_scale_rule = request.value_scale_rule.value_or(ScaleRule::kExact);
   if (codec != ValueCodec::kMinMax) {
     SKETCHKV_RETURN_IF_ERROR(
-        CheckUnset("value_group_size", request.value_group_size, "without min-max values"));
+        CheckUnset("value_group_size", request.value_group_size, "values that are not min-max"));
   }
   if (codec == ValueCodec::kRaw) {
     if (request.value_bits.value_or(16) == 16) return absl::OkStatus();
@@ -217,7 +229,7 @@ absl::Status ApplyResidualKnobs(const ProfileRequest& request, const KvLayout& l
                                 CodecProfile* profile) {
   profile->num_outliers = request.num_outliers.value_or(0);
   if (profile->num_outliers == 0) {
-    return CheckUnset("outlier_source", request.outlier_source, "without outliers");
+    return CheckUnset("outlier_source", request.outlier_source, "no outliers");
   }
   profile->outlier_method = OutlierMethod::kResidual;
   profile->outlier_source = request.outlier_source.value_or(OutlierSource::kBlock);
@@ -226,16 +238,19 @@ absl::Status ApplyResidualKnobs(const ProfileRequest& request, const KvLayout& l
 }
 
 absl::StatusOr<CodecProfile> ResolveRaw(const ProfileRequest& request) {
-  SKETCHKV_RETURN_IF_ERROR(CheckUnset("sign_bits", request.sign_bits, "raw"));
-  SKETCHKV_RETURN_IF_ERROR(CheckUnset("projection", request.projection, "raw"));
-  SKETCHKV_RETURN_IF_ERROR(CheckUnset("scale_rule", request.scale_rule, "raw"));
-  SKETCHKV_RETURN_IF_ERROR(CheckUnset("centering", request.centering, "raw"));
-  SKETCHKV_RETURN_IF_ERROR(CheckUnset("num_outliers", request.num_outliers, "raw"));
-  SKETCHKV_RETURN_IF_ERROR(CheckUnset("outlier_source", request.outlier_source, "raw"));
-  SKETCHKV_RETURN_IF_ERROR(CheckUnset("outlier_sign_bits", request.outlier_sign_bits, "raw"));
-  SKETCHKV_RETURN_IF_ERROR(CheckUnset("value_scale_rule", request.value_scale_rule, "raw"));
-  SKETCHKV_RETURN_IF_ERROR(CheckUnset("value_group_size", request.value_group_size, "raw"));
-  SKETCHKV_RETURN_IF_ERROR(CheckUnset("seed", request.seed, "raw"));
+  SKETCHKV_RETURN_IF_ERROR(CheckUnset("sign_bits", request.sign_bits, "profile 'raw'"));
+  SKETCHKV_RETURN_IF_ERROR(CheckUnset("projection", request.projection, "profile 'raw'"));
+  SKETCHKV_RETURN_IF_ERROR(CheckUnset("scale_rule", request.scale_rule, "profile 'raw'"));
+  SKETCHKV_RETURN_IF_ERROR(CheckUnset("centering", request.centering, "profile 'raw'"));
+  SKETCHKV_RETURN_IF_ERROR(CheckUnset("num_outliers", request.num_outliers, "profile 'raw'"));
+  SKETCHKV_RETURN_IF_ERROR(CheckUnset("outlier_source", request.outlier_source, "profile 'raw'"));
+  SKETCHKV_RETURN_IF_ERROR(
+      CheckUnset("outlier_sign_bits", request.outlier_sign_bits, "profile 'raw'"));
+  SKETCHKV_RETURN_IF_ERROR(
+      CheckUnset("value_scale_rule", request.value_scale_rule, "profile 'raw'"));
+  SKETCHKV_RETURN_IF_ERROR(
+      CheckUnset("value_group_size", request.value_group_size, "profile 'raw'"));
+  SKETCHKV_RETURN_IF_ERROR(CheckUnset("seed", request.seed, "profile 'raw'"));
   if (request.value_codec.value_or(ValueCodec::kRaw) != ValueCodec::kRaw) {
     return OutOfBound("value_codec", static_cast<uint32_t>(*request.value_codec),
                       "1 or unset for profile 'raw'");
@@ -249,11 +264,13 @@ absl::StatusOr<CodecProfile> ResolveRaw(const ProfileRequest& request) {
 }
 
 absl::StatusOr<CodecProfile> ResolveQjl(const ProfileRequest& request, const KvLayout& layout) {
-  SKETCHKV_RETURN_IF_ERROR(CheckUnset("outlier_sign_bits", request.outlier_sign_bits, "qjl"));
+  SKETCHKV_RETURN_IF_ERROR(
+      CheckUnset("outlier_sign_bits", request.outlier_sign_bits, "profile 'qjl'"));
   CodecProfile profile;
   profile.name = "qjl";
   profile.key_codec = KeyCodec::kSketch;
   profile.projection = request.projection.value_or(Projection::kHadamard);
+  SKETCHKV_RETURN_IF_ERROR(CheckNoBasis(profile));
   profile.scale_rule = request.scale_rule.value_or(ScaleRule::kExact);
   profile.centering = request.centering.value_or(Centering::kNone);
   SKETCHKV_RETURN_IF_ERROR(ApplySignBits(request, layout, 2 * layout.head_dim, &profile));
@@ -266,17 +283,15 @@ absl::StatusOr<CodecProfile> ResolveQjl(const ProfileRequest& request, const KvL
 // qjl2p, qjl3p, qjl4p: QJL's signs with m = d, and one to three refinement planes.
 absl::StatusOr<CodecProfile> ResolveCodes(const ProfileRequest& request, const KvLayout& layout,
                                           uint32_t code_bits) {
-  SKETCHKV_RETURN_IF_ERROR(CheckUnset("sign_bits", request.sign_bits, request.name));
   SKETCHKV_RETURN_IF_ERROR(
-      CheckUnset("outlier_sign_bits", request.outlier_sign_bits, request.name));
+      CheckUnset("sign_bits", request.sign_bits, absl::StrCat("profile '", request.name, "'")));
+  SKETCHKV_RETURN_IF_ERROR(CheckUnset("outlier_sign_bits", request.outlier_sign_bits,
+                                      absl::StrCat("profile '", request.name, "'")));
   CodecProfile profile;
   profile.name = request.name;
   profile.key_codec = KeyCodec::kCodes;
   profile.projection = request.projection.value_or(Projection::kHadamard);
-  if (profile.projection == Projection::kBasis) {
-    return OutOfBound("projection", static_cast<uint32_t>(Projection::kBasis),
-                      "1 or 2 for this profile; 'klt' uses a registered basis");
-  }
+  SKETCHKV_RETURN_IF_ERROR(CheckNoBasis(profile));
   profile.scale_rule = request.scale_rule.value_or(ScaleRule::kExact);
   profile.centering = request.centering.value_or(Centering::kNone);
   profile.code_bits = code_bits;
@@ -289,19 +304,24 @@ absl::StatusOr<CodecProfile> ResolveCodes(const ProfileRequest& request, const K
 
 // Codes in the registered Karhunen-Loeve basis of each head, bits allotted by it.
 absl::StatusOr<CodecProfile> ResolveKlt(const ProfileRequest& request) {
-  SKETCHKV_RETURN_IF_ERROR(CheckUnset("sign_bits", request.sign_bits, "klt"));
-  SKETCHKV_RETURN_IF_ERROR(CheckUnset("projection", request.projection, "klt"));
-  SKETCHKV_RETURN_IF_ERROR(CheckUnset("num_outliers", request.num_outliers, "klt"));
-  SKETCHKV_RETURN_IF_ERROR(CheckUnset("outlier_source", request.outlier_source, "klt"));
-  SKETCHKV_RETURN_IF_ERROR(CheckUnset("outlier_sign_bits", request.outlier_sign_bits, "klt"));
+  SKETCHKV_RETURN_IF_ERROR(CheckUnset("sign_bits", request.sign_bits, "profile 'klt'"));
+  SKETCHKV_RETURN_IF_ERROR(CheckUnset("projection", request.projection, "profile 'klt'"));
+  SKETCHKV_RETURN_IF_ERROR(CheckUnset("num_outliers", request.num_outliers, "profile 'klt'"));
+  SKETCHKV_RETURN_IF_ERROR(CheckUnset("outlier_source", request.outlier_source, "profile 'klt'"));
+  SKETCHKV_RETURN_IF_ERROR(
+      CheckUnset("outlier_sign_bits", request.outlier_sign_bits, "profile 'klt'"));
   CodecProfile profile;
   profile.name = "klt";
   profile.key_codec = KeyCodec::kCodes;
   profile.projection = Projection::kBasis;
   profile.scale_rule = request.scale_rule.value_or(ScaleRule::kExact);
   profile.centering = request.centering.value_or(Centering::kTable);
-  profile.seed = request.seed.value_or(kDefaultSeed);
   SKETCHKV_RETURN_IF_ERROR(ApplyValueKnobs(request, ValueCodec::kBasis, &profile));
+  if (!UsesSeed(profile)) {
+    SKETCHKV_RETURN_IF_ERROR(CheckUnset("seed", request.seed, "klt without rotated values"));
+  } else {
+    profile.seed = request.seed.value_or(kDefaultSeed);
+  }
   return profile;
 }
 
@@ -309,9 +329,9 @@ absl::StatusOr<CodecProfile> ResolveKlt(const ProfileRequest& request) {
 absl::Status ApplyTables(const ModelTables* tables, const KvLayout& layout, uint32_t layer,
                          CodecProfile* profile) {
   if (tables == nullptr) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("profile '", profile->name, "' as asked for needs registered tables, 0 are "
-                     "given ('sketchkv tune' makes them)"));
+    return absl::InvalidArgumentError(absl::StrCat("profile '", profile->name,
+                                                   "' as asked for needs registered tables, 0 are "
+                                                   "given ('sketchkv tune' makes them)"));
   }
   SKETCHKV_RETURN_IF_ERROR(tables->CheckShape(layout));
   const HeadTable& head = tables->at(layer, 0);
@@ -333,17 +353,19 @@ absl::StatusOr<CodecProfile> ResolveQjlPaper(const ProfileRequest& request, cons
   profile.name = "qjl-paper";
   profile.key_codec = KeyCodec::kSketch;
   profile.projection = request.projection.value_or(Projection::kOrthogonal);
+  SKETCHKV_RETURN_IF_ERROR(CheckNoBasis(profile));
   profile.scale_rule = ScaleRule::kNorm;
-  SKETCHKV_RETURN_IF_ERROR(CheckUnset("scale_rule", request.scale_rule, "qjl-paper"));
-  SKETCHKV_RETURN_IF_ERROR(CheckUnset("centering", request.centering, "qjl-paper"));
-  SKETCHKV_RETURN_IF_ERROR(CheckUnset("outlier_source", request.outlier_source, "qjl-paper"));
+  SKETCHKV_RETURN_IF_ERROR(CheckUnset("scale_rule", request.scale_rule, "profile 'qjl-paper'"));
+  SKETCHKV_RETURN_IF_ERROR(CheckUnset("centering", request.centering, "profile 'qjl-paper'"));
+  SKETCHKV_RETURN_IF_ERROR(
+      CheckUnset("outlier_source", request.outlier_source, "profile 'qjl-paper'"));
   SKETCHKV_RETURN_IF_ERROR(ApplySignBits(request, layout, early ? 4 * d : 2 * d, &profile));
   profile.num_outliers = request.num_outliers.value_or(8);
   profile.seed = request.seed.value_or(kDefaultSeed);
   SKETCHKV_RETURN_IF_ERROR(ApplyValueKnobs(request, ValueCodec::kMinMax, &profile));
   if (profile.num_outliers == 0) {
-    SKETCHKV_RETURN_IF_ERROR(
-        CheckUnset("outlier_sign_bits", request.outlier_sign_bits, "qjl-paper without outliers"));
+    SKETCHKV_RETURN_IF_ERROR(CheckUnset("outlier_sign_bits", request.outlier_sign_bits,
+                                        "profile 'qjl-paper' without outliers"));
     return profile;
   }
   profile.outlier_method = OutlierMethod::kSketch;
@@ -365,7 +387,9 @@ absl::Status ValidateProfile(const CodecProfile& profile, const KvLayout& layout
         "profile is '", profile.name, "', must be 'raw' when value_source is key_prefix"));
   }
   SKETCHKV_RETURN_IF_ERROR(ValidateKeys(profile, layout));
-  return ValidateValues(profile, layout);
+  SKETCHKV_RETURN_IF_ERROR(ValidateValues(profile, layout));
+  return UsesSeed(profile) ? absl::OkStatus()
+                           : CheckZero("seed", profile.seed, "where nothing is projected by it");
 }
 
 absl::StatusOr<CodecProfile> ResolveProfile(const ProfileRequest& request, const KvLayout& layout,
@@ -375,7 +399,8 @@ absl::StatusOr<CodecProfile> ResolveProfile(const ProfileRequest& request, const
     return OutOfBound("layer", layer, absl::StrCat("below num_layers (", layout.num_layers, ")"));
   }
   absl::StatusOr<CodecProfile> profile = absl::InvalidArgumentError(
-      absl::StrCat("profile is '", request.name, "', must be one of raw, qjl, qjl-paper, qjl2p, qjl3p, qjl4p, klt"));
+      absl::StrCat("profile is '", request.name,
+                   "', must be one of raw, qjl, qjl-paper, qjl2p, qjl3p, qjl4p, klt"));
   if (request.name == "raw") profile = ResolveRaw(request);
   if (request.name == "qjl") profile = ResolveQjl(request, layout);
   if (request.name == "qjl-paper") profile = ResolveQjlPaper(request, layout, layer);

@@ -1,6 +1,7 @@
 #include "kernels/tables.h"
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -16,6 +17,10 @@ namespace {
 
 constexpr double kOrthonormalTolerance = 1e-3;
 constexpr uint32_t kMaxTableOutliers = 16;
+// Of a basis, the least RMS of a group to the largest; and the largest number of a mean, so that a
+// finite key less it is finite.
+constexpr float kLeastRmsRatio = 0x1p-40f;
+constexpr float kLargestMean = 0x1p100f;
 
 static_assert(kBasisGroupRows == kGroupRows);
 
@@ -42,7 +47,12 @@ absl::Status CheckMean(absl::string_view field, const std::vector<float>& mean, 
     return absl::InvalidArgumentError(
         absl::StrCat(field, " has ", mean.size(), " numbers, must have 0 or ", dim));
   }
-  return CheckFinite(field, mean);
+  for (size_t c = 0; c < mean.size(); ++c) {
+    if (std::fabs(mean[c]) <= kLargestMean) continue;  // false for NaN
+    return absl::InvalidArgumentError(absl::StrFormat("%s[%u] is %g, must be from -2^100 to 2^100",
+                                                      std::string(field), c, mean[c]));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CheckOrthonormal(absl::string_view field, const Basis& basis, uint32_t dim) {
@@ -72,16 +82,14 @@ absl::Status CheckBasis(absl::string_view field, const Basis& basis, uint32_t di
   }
   const size_t rows = basis.rows.size() / dim;
   if (basis.rows.size() % dim != 0 || rows > dim) {
-    return absl::InvalidArgumentError(absl::StrCat(field, " has ", basis.rows.size(),
-                                                   " numbers, must have 1-", dim, " rows of ",
-                                                   dim));
+    return absl::InvalidArgumentError(absl::StrCat(
+        field, " has ", basis.rows.size(), " numbers, must have 1-", dim, " rows of ", dim));
   }
   const size_t groups = (rows + kGroupRows - 1) / kGroupRows;
   if (basis.group_bits.size() != groups || basis.group_rms.size() != groups) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(field, " has ", basis.group_bits.size(), " group_bits and ",
-                     basis.group_rms.size(), " group_rms, must have ", groups, " for ", rows,
-                     " rows"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        field, " has ", basis.group_bits.size(), " group_bits and ", basis.group_rms.size(),
+        " group_rms, must have ", groups, " for ", rows, " rows"));
   }
   for (size_t g = 0; g < groups; ++g) {
     const uint32_t bits = basis.group_bits[g];
@@ -90,9 +98,17 @@ absl::Status CheckBasis(absl::string_view field, const Basis& basis, uint32_t di
       return absl::InvalidArgumentError(
           absl::StrCat(field, ".group_bits[", g, "] is ", bits, ", must be 1-", most));
     }
-    if (std::isfinite(basis.group_rms[g]) && basis.group_rms[g] > 0.0f) continue;
-    return absl::InvalidArgumentError(absl::StrFormat("%s.group_rms[%u] is %g, must be above 0",
-                                                      std::string(field), g, basis.group_rms[g]));
+    if (std::isfinite(basis.group_rms[g]) && basis.group_rms[g] >= FLT_MIN) continue;
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%s.group_rms[%u] is %g, must be finite and at least %g",
+                        std::string(field), g, basis.group_rms[g], FLT_MIN));
+  }
+  const float largest = *std::max_element(basis.group_rms.begin(), basis.group_rms.end());
+  for (size_t g = 0; g < groups; ++g) {
+    if (basis.group_rms[g] >= largest * kLeastRmsRatio) continue;
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%s.group_rms[%u] is %g, must be at least 2^-40 of the largest, %g",
+                        std::string(field), g, basis.group_rms[g], largest));
   }
   SKETCHKV_RETURN_IF_ERROR(CheckFinite(field, basis.rows));
   return CheckOrthonormal(field, basis, dim);
@@ -173,9 +189,9 @@ absl::StatusOr<ModelTables> ModelTables::Create(const KvLayout& layout,
   }
   for (size_t i = 0; i < heads.size(); ++i) {
     if (absl::Status status = CheckHead(heads[i], layout); !status.ok()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("tables of layer ", i / layout.num_kv_heads, " head ",
-                       i % layout.num_kv_heads, ": ", status.message()));
+      return absl::InvalidArgumentError(absl::StrCat("tables of layer ", i / layout.num_kv_heads,
+                                                     " head ", i % layout.num_kv_heads, ": ",
+                                                     status.message()));
     }
   }
   ModelTables tables;
@@ -238,7 +254,8 @@ absl::Status ModelTables::CheckServes(const CodecProfile& profile, const KvLayou
                                                      field, " is ", have, ", profile '",
                                                      profile.name, "' needs ", wanted));
     };
-    // Means have the right size or are not there.
+    // Parts have the right size or are not there.
+    const auto has = [](const Basis& basis) { return basis.empty() ? 0 : 1; };
     if (profile.centering == Centering::kTable) {
       SKETCHKV_RETURN_IF_ERROR(need("the number of key means", head.key_mean.empty() ? 0 : 1, 1));
     }
@@ -247,12 +264,14 @@ absl::Status ModelTables::CheckServes(const CodecProfile& profile, const KvLayou
                                     profile.num_outliers));
     }
     if (profile.projection == Projection::kBasis) {
+      SKETCHKV_RETURN_IF_ERROR(need("the number of key bases", has(head.key_basis), 1));
       SKETCHKV_RETURN_IF_ERROR(
           need("key_row_bits", KeyRowBits(head.key_basis, head_dim_), profile.key_row_bits));
     }
     if (profile.value_codec == ValueCodec::kBasis) {
-      SKETCHKV_RETURN_IF_ERROR(need(
-          "value_row_bits", ValueRowBits(head.value_basis, value_dim_), profile.value_row_bits));
+      SKETCHKV_RETURN_IF_ERROR(need("the number of value bases", has(head.value_basis), 1));
+      SKETCHKV_RETURN_IF_ERROR(need("value_row_bits", ValueRowBits(head.value_basis, value_dim_),
+                                    profile.value_row_bits));
     }
   }
   return absl::OkStatus();

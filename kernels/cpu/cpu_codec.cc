@@ -120,6 +120,8 @@ CpuCellCodec::CpuCellCodec(const KvLayout& layout, CodecProfile profile,
       key_groups_(KeyGroups(profile_, layout_, table)),
       outlier_groups_(SecondSketchGroups(profile_)),
       value_groups_(ValueGroups(profile_, layout_, table)),
+      key_unit_energy_(UnitEnergy(key_groups_)),
+      value_unit_energy_(UnitEnergy(value_groups_)),
       key_fp8_(Fp8Values(layout_.key_dtype, layout_.key_scale)),
       value_fp8_(Fp8Values(layout_.value_dtype, layout_.value_scale)) {
   if (profile_.projection == Projection::kBasis) {

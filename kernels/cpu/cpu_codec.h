@@ -165,14 +165,16 @@ class CpuCellCodec final : public CellCodec {
   std::vector<CodeGroup> key_groups_;
   std::vector<CodeGroup> outlier_groups_;  // second sketch
   std::vector<CodeGroup> value_groups_;
-  std::vector<float> columns_;  // second sketch: S transposed, [head_dim][sign_bits]
+  float key_unit_energy_;
+  float value_unit_energy_;
+  std::vector<float> columns_;           // second sketch: S transposed, [head_dim][sign_bits]
   std::vector<uint8_t> table_channels_;  // OutlierSource::kTable: u16 [num_outliers]
   std::vector<float> key_fp8_;           // [256] with the scale; empty unless fp8
   std::vector<float> value_fp8_;
 };
 
-// Scales [16] of codes z of y = S x. energy: |x|^2, of a basis |y|^2; dot: <y, z>; square: <z, z>; row_energy: the
-// squared norm of a row of S.
+// Scales [16] of codes z of y = S x. energy: |x|^2, of a basis |y|^2; dot: <y, z>; square: <z, z>;
+// row_energy: the squared norm of a row of S.
 void CodeScales(ScaleRule rule, const float* energy, const float* dot, const float* square,
                 float row_energy, float* scales);
 

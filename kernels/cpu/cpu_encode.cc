@@ -123,11 +123,10 @@ void CpuCellCodec::EncodeMinMax(const float* tiles, uint32_t num_tokens, int exp
   // Tokens that are not there leave zeros: both ranges and codes of a row of zeros are 0.
   for (uint32_t first = 0; first < num_tokens; first += kLanes) {
     const uint32_t tile = first / kLanes;
-    kernels_.value_ranges({layout_.value_dim, profile_.value_group_size, format_.value_groups,
-                           profile_.value_bits, MakePow2(exponent), MakePow2(-exponent),
-                           tiles + size_t{tile} * layout_.value_dim * kLanes,
-                           cell + format_.ranges + size_t{tile} * format_.value_groups * kLineBytes,
-                           codes.data()});
+    kernels_.value_ranges(
+        {layout_.value_dim, profile_.value_group_size, format_.value_groups, profile_.value_bits,
+         MakePow2(exponent), MakePow2(-exponent), tiles + size_t{tile} * layout_.value_dim * kLanes,
+         cell + format_.ranges + size_t{tile} * format_.value_groups * kLineBytes, codes.data()});
     PackValues(value_groups_, codes.data(), std::min(kLanes, num_tokens - first),
                cell + format_.value_offset(tile));
   }
@@ -147,8 +146,8 @@ void CpuCellCodec::EncodeRotated(float* tiles, uint32_t num_tokens, int exponent
     const float* values = tiles + size_t{tile} * layout_.value_dim * kLanes;
     kernels_.project_tile(projection, values, projected.data());
     float dot[kLanes], square[kLanes], scales[kLanes];
-    kernels_.encode_codes({value_groups_.data(), static_cast<uint32_t>(value_groups_.size()), rows,
-                           projected.data(), codes.data(), dot, square});
+    kernels_.encode_codes({value_groups_.data(), static_cast<uint32_t>(value_groups_.size()),
+                           value_unit_energy_, projected.data(), codes.data(), dot, square});
     PackValues(value_groups_, codes.data(), std::min(kLanes, num_tokens - first),
                cell + format_.value_offset(tile));
     // A basis may leave coordinates out; exact is the part that is stored.

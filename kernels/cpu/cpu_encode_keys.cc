@@ -66,8 +66,8 @@ void CpuCellCodec::EncodeKeys(float* tiles, uint32_t num_tokens, int exponent,
     state.codes.resize(size_t{rows} * kLanes);
   }
   if (profile_.centering == Centering::kBlock) TakeBlockMean(&state, cell);
-  const uint32_t group_tiles = std::max(
-      1u, static_cast<uint32_t>(RoundUp(profile_.outlier_group_tokens, kLanes)) / kLanes);
+  const uint32_t group_tiles =
+      std::max(1u, static_cast<uint32_t>(RoundUp(profile_.outlier_group_tokens, kLanes)) / kLanes);
   for (uint32_t tile = 0; tile < state.num_tiles; ++tile) {
     if (profile_.num_outliers > 0) {
       if (format_.outlier_groups > 0 && tile % group_tiles == 0) {
@@ -147,7 +147,7 @@ void CpuCellCodec::EncodeKeyCodes(SketchState* state, uint32_t tile, uint8_t* ce
   kernels_.project_tile(projection, keys, state->projected.data());
   float dot[kLanes], square[kLanes], energy[kLanes];
   kernels_.encode_codes({key_groups_.data(), static_cast<uint32_t>(key_groups_.size()),
-                         projection.rows, state->projected.data(), state->codes.data(), dot,
+                         key_unit_energy_, state->projected.data(), state->codes.data(), dot,
                          square});
   PackKeys(key_groups_, state->codes.data(), TokensIn(tile, state->num_tokens),
            cell + format_.plane_offset(tile));
@@ -172,8 +172,7 @@ void CpuCellCodec::SketchOutliers(SketchState* state, uint32_t tile, uint8_t* ce
   }
   const ProjectionArgs projection = key_projection_->Args(profile_.outlier_sign_bits);
   float energy[kLanes], dot[kLanes], scales[kLanes];
-  kernels_.sketch_tile(
-      {&projection, keys, cell + format_.outlier_plane_offset(tile), energy, dot});
+  kernels_.sketch_tile({&projection, keys, cell + format_.outlier_plane_offset(tile), energy, dot});
   for (uint32_t i = 0; i < kLanes; ++i) {
     scales[i] = SketchScale(profile_.scale_rule, profile_.outlier_sign_bits, energy[i], dot[i]);
   }

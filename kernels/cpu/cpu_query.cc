@@ -21,11 +21,14 @@ const uint8_t* Bytes(std::span<const std::byte> cell) {
   return reinterpret_cast<const uint8_t*>(cell.data());
 }
 
-// In one order, in float: equal on every machine.
-float Dot(const float* a, const float* b, uint32_t dim) {
+// <q, mean>, q given divided by 2^exponent; the mean is divided by its own power of two. In one
+// order, in float: equal on every machine.
+float MeanScore(const float* query, int exponent, const float* mean, uint32_t dim) {
+  const int own = ExponentOf(mean, dim);
+  const Pow2Factors down = MakePow2(-own);
   float sum = 0.0f;
-  for (uint32_t c = 0; c < dim; ++c) sum += a[c] * b[c];
-  return sum;
+  for (uint32_t c = 0; c < dim; ++c) sum += query[c] * ApplyPow2(mean[c], down);
+  return ApplyPow2(sum, MakePow2(exponent + own));
 }
 
 uint32_t TilesEnd(uint32_t token_end) {
@@ -47,9 +50,10 @@ std::unique_ptr<PreparedQueries> CpuCellCodec::PrepareQueries(
     const float* query = queries.data() + size_t{q} * dim;
     std::copy_n(query, dim, prepared->query(q));
     if (raw) continue;
-    if (key_mean() != nullptr) prepared->set_bias(q, Dot(query, key_mean(), dim));
     prepared->set_exponent(q, ExponentOf(query, dim));
     kernels_.multiply(prepared->query(q), RoundUp(dim, kLanes), MakePow2(-prepared->exponent(q)));
+    if (key_mean() == nullptr) continue;
+    prepared->set_bias(q, MeanScore(prepared->query(q), prepared->exponent(q), key_mean(), dim));
   }
   if (raw) return prepared;
 
@@ -97,8 +101,8 @@ void CpuCellCodec::ScoreTiles(const uint8_t* cell, uint32_t tile_begin, uint32_t
     args.factors[q] = MakePow2(queries.exponent(index));
     args.bias[q] = queries.bias(index);
     if (profile_.centering == Centering::kBlock) {
-      const float along = Dot(queries.query(index), block_mean, layout_.head_dim);
-      args.bias[q] = ApplyPow2(along, args.factors[q]);
+      args.bias[q] =
+          MeanScore(queries.query(index), queries.exponent(index), block_mean, layout_.head_dim);
     }
   }
   if (profile_.outlier_method == OutlierMethod::kSketch) {
@@ -128,8 +132,8 @@ void CpuCellCodec::AddResiduals(const uint8_t* cell, uint32_t tile_begin, uint32
 
 // Second sketch: queries are split for every group of tokens, which has its own channels. `args`
 // holds everything for the first sketch over all tiles wanted.
-void CpuCellCodec::ScoreGroups(const uint8_t* cell, const CpuQueries& queries,
-                               uint32_t first_query, ScorePlanesArgs args) const {
+void CpuCellCodec::ScoreGroups(const uint8_t* cell, const CpuQueries& queries, uint32_t first_query,
+                               ScorePlanesArgs args) const {
   const uint32_t rows = profile_.sign_bits;
   const uint32_t chosen_rows = profile_.outlier_sign_bits;
   const size_t rest_floats = TableFloats(format_.key_words);

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
 #include <span>
 #include <vector>
@@ -122,58 +123,79 @@ absl::Status CheckPlanes(const uint8_t* cell, const CellFormat& format, const Co
   } else {
     SKETCHKV_RETURN_IF_ERROR(CheckZeros("scales", cell, format.mean, format.planes));
   }
-  SKETCHKV_RETURN_IF_ERROR(
-      CheckLanes("planes", cell, format.planes, tiles, format.key_words, 4, num_tokens));
   SKETCHKV_RETURN_IF_ERROR(CheckLanes("outlier planes", cell, format.outlier_planes, tiles,
                                       format.outlier_words, 4, num_tokens));
   SKETCHKV_RETURN_IF_ERROR(CheckOutliers(cell, format, profile, head_dim, num_tokens));
   return CheckZeros("keys", cell, format.outliers_end, format.values);
 }
 
-// Every bit of a line belongs to one token: `mask[t]` has those of token t of a tile.
-uint32_t TokenMask(uint32_t bits, uint32_t num_tokens) {
-  uint32_t mask = 0;
-  for (uint32_t t = 0; t < num_tokens; ++t) {
-    const uint32_t byte = t % 4, p = t / 4;
-    if (bits == 1) mask |= 0x11u << p << (8 * byte);
-    if (bits == 2) mask |= 0x3u << (2 * p) << (8 * byte);
+// Bits that stand for nothing are 0: of absent tokens, of channels that are not there, between and
+// behind codes. `pack` packs codes of all ones of a number of tokens, so it gives the others.
+template <typename Pack>
+absl::Status CheckUnused(absl::string_view field, const uint8_t* cell, size_t begin,
+                         uint32_t num_tiles, size_t tile_bytes, uint32_t num_tokens,
+                         const Pack& pack) {
+  std::vector<uint8_t> used;
+  uint32_t packed = kLanes + 1;
+  for (uint32_t tile = 0; tile < num_tiles; ++tile) {
+    const uint32_t first = tile * kLanes;
+    const uint32_t present = num_tokens > first ? std::min(kLanes, num_tokens - first) : 0;
+    if (present != packed) {
+      used.assign(tile_bytes, 0);
+      pack(present, used.data());
+      packed = present;
+    }
+    const size_t at = begin + tile * tile_bytes;
+    for (size_t i = 0; i < tile_bytes; ++i) {
+      const uint32_t bad = cell[at + i] & ~uint32_t{used[i]};
+      if (bad == 0) continue;
+      return absl::InvalidArgumentError(
+          absl::StrCat("cell padding of ", field, " at byte ", at + i, " is ", bad, ", must be 0"));
+    }
   }
-  return mask;
+  return absl::OkStatus();
 }
 
-// Codes of tokens that are not there are 0. Lines of 4 and 8 bits hold whole tokens by line and by
-// nibble or byte; those of 1 and 2 bits hold all sixteen.
+std::vector<uint8_t> AllOnes(std::span<const CodeGroup> groups) {
+  std::vector<uint8_t> codes;
+  for (const CodeGroup& group : groups) {
+    codes.resize(size_t{group.row + group.rows} * kLanes,
+                 static_cast<uint8_t>((1u << group.bits) - 1));
+  }
+  return codes;
+}
+
+absl::Status CheckKeyCodes(const uint8_t* cell, const CellFormat& format,
+                           std::span<const CodeGroup> groups, uint32_t num_tokens) {
+  const std::vector<uint8_t> ones = AllOnes(groups);
+  return CheckUnused(
+      "planes", cell, format.planes, format.num_tiles, size_t{format.key_words} * kLineBytes,
+      num_tokens,
+      [&](uint32_t present, uint8_t* used) { PackKeys(groups, ones.data(), present, used); });
+}
+
 absl::Status CheckValueCodes(const uint8_t* cell, const CellFormat& format,
                              std::span<const CodeGroup> groups, uint32_t num_tokens) {
-  for (uint32_t tile = num_tokens / kLanes; tile < format.num_tiles; ++tile) {
-    const uint32_t present = tile == num_tokens / kLanes ? num_tokens % kLanes : 0;
-    for (const CodeGroup& group : groups) {
-      const uint32_t whole = (group.rows + 15) / 16 * (group.bits / 2);
-      const uint32_t lines = ValueLines(group.rows, group.bits);
-      for (uint32_t line = 0; line < lines; ++line) {
-        uint32_t mask = TokenMask(line < whole ? 2 : 1, present);
-        if (group.bits == 4) {
-          mask = 0;
-          for (uint32_t t = line % 2 * 8; t < std::min(present, line % 2 * 8 + 8); ++t) {
-            mask |= 0xFu << (4 * (t / 4 % 2)) << (8 * (t % 4));
-          }
-        } else if (group.bits == 8) {
-          mask = 0;
-          for (uint32_t t = line % 4 * 4; t < std::min(present, line % 4 * 4 + 4); ++t) {
-            mask |= 0xFFu << (8 * (t % 4));
-          }
-        }
-        const size_t at = format.value_offset(tile) + size_t{group.place + line} * kLineBytes;
-        for (uint32_t lane = 0; lane < kLanes; ++lane) {
-          uint32_t word = 0;
-          std::memcpy(&word, cell + at + size_t{4} * lane, sizeof(word));
-          if ((word & ~mask) == 0) continue;
-          return absl::InvalidArgumentError(
-              absl::StrCat("cell padding of value codes at byte ", at + size_t{4} * lane, " is ",
-                           word & ~mask, ", must be 0"));
-        }
-      }
-    }
+  const std::vector<uint8_t> ones = AllOnes(groups);
+  return CheckUnused(
+      "value codes", cell, format.values, format.num_tiles, size_t{format.value_lines} * kLineBytes,
+      num_tokens,
+      [&](uint32_t present, uint8_t* used) { PackValues(groups, ones.data(), present, used); });
+}
+
+// Min-max: scales below infinity, and no zero that leads out of the floats.
+absl::Status CheckRanges(const uint8_t* cell, const CellFormat& format) {
+  const size_t lines = size_t{format.num_tiles} * format.value_groups;
+  SKETCHKV_RETURN_IF_ERROR(
+      CheckScales("value scale", cell, format.ranges, lines, kLanes, kLineBytes));
+  for (size_t i = 0; i < lines * kLanes; ++i) {
+    const size_t at = format.ranges + i / kLanes * kLineBytes + i % kLanes * 2;
+    const auto zero = static_cast<int16_t>(ReadU16(cell + at + kLineBytes / 2));
+    const float minimum = ScaleToFloat(ReadU16(cell + at)) * kZeroPointUnit * zero;
+    if (zero >= -kLargestZero && std::isfinite(minimum)) continue;
+    return Mismatch(absl::StrCat("value zero ", i), zero,
+                    absl::StrCat("from ", -kLargestZero, " to ", kLargestZero,
+                                 " and finite times its scale, ", ReadU16(cell + at)));
   }
   return absl::OkStatus();
 }
@@ -199,8 +221,8 @@ absl::Status CpuCellCodec::Validate(std::span<const std::byte> cell, uint32_t nu
     SKETCHKV_RETURN_IF_ERROR(CheckRows(kernels_, "keys", bytes, StoredKeyRows(bytes),
                                        layout_.head_dim, num_tokens, format_.values));
   } else {
-    SKETCHKV_RETURN_IF_ERROR(
-        CheckPlanes(bytes, format_, profile_, layout_.head_dim, num_tokens));
+    SKETCHKV_RETURN_IF_ERROR(CheckPlanes(bytes, format_, profile_, layout_.head_dim, num_tokens));
+    SKETCHKV_RETURN_IF_ERROR(CheckKeyCodes(bytes, format_, key_groups_, num_tokens));
   }
   if (layout_.value_source == ValueSource::kKeyPrefix) return absl::OkStatus();
   if (profile_.value_codec == ValueCodec::kRaw) {
@@ -209,9 +231,7 @@ absl::Status CpuCellCodec::Validate(std::span<const std::byte> cell, uint32_t nu
   }
   SKETCHKV_RETURN_IF_ERROR(CheckValueCodes(bytes, format_, value_groups_, num_tokens));
   if (profile_.value_codec != ValueCodec::kMinMax) return absl::OkStatus();
-  SKETCHKV_RETURN_IF_ERROR(CheckScales("value scale", bytes, format_.ranges,
-                                       size_t{format_.num_tiles} * format_.value_groups, kLanes,
-                                       kLineBytes));
+  SKETCHKV_RETURN_IF_ERROR(CheckRanges(bytes, format_));
   return CheckLanes("value scales and zeros", bytes, format_.ranges, format_.num_tiles,
                     size_t{2} * format_.value_groups, 2, num_tokens);
 }

@@ -50,8 +50,8 @@ struct SketchArgs {
 };
 
 // Where the bits of a run's codes stand in the words of a key. kPacked: side by side, none across a
-// word. kNibble: three bits in the lower bits of one nibble each. kSpread: three bits as the highest
-// bits of three nibbles each, the code's highest first.
+// word. kNibble: three bits in the lower bits of one nibble each. kSpread: three bits as the
+// highest bits of three nibbles each, the code's highest first.
 enum class CodePlacement : uint32_t { kPacked, kNibble, kSpread };
 
 // Coordinates that share a number of bits and a unit. Codes ascend with their levels.
@@ -71,9 +71,9 @@ struct CodeGroup {
 struct EncodeCodesArgs {
   const CodeGroup* groups;
   uint32_t num_groups;
-  uint32_t num_rows;  // of all groups
-  const float* rows;  // [num_rows][16], y
-  uint8_t* codes;     // [num_rows][16]
+  float unit_energy;  // sum over rows of their units squared
+  const float* rows;  // [rows of the groups][16], y
+  uint8_t* codes;     // likewise
   float* dot;         // [16]: <y, levels>
   float* square;      // [16]: <levels, levels>
 };

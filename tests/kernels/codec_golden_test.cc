@@ -35,6 +35,33 @@ TEST(GoldenTest, EveryIsaEncodesTheGoldenBytes) {
   }
 }
 
+// The bytes of v1 are read for ever, and mean what they meant: from the files alone, on every ISA.
+TEST(GoldenTest, EveryIsaReadsTheGoldenBytesAsEver) {
+  for (const GoldenCell& golden : GoldenCells()) {
+    SCOPED_TRACE(golden.file);
+    const std::vector<std::byte> cell = ReadGolden(golden.file);
+    const std::vector<std::byte> wanted = ReadGolden(golden.file + ".answers");
+    for (Isa isa : SupportedIsas()) {
+      const std::vector<float> answers = AnswersOf(golden, cell, isa);
+      ASSERT_EQ(answers.size() * sizeof(float), wanted.size());
+      for (size_t i = 0; i < answers.size(); ++i) {
+        ASSERT_EQ(std::memcmp(&answers[i], wanted.data() + 4 * i, 4), 0)
+            << "number " << i << " is " << answers[i] << " on " << std::string(IsaName(isa));
+      }
+    }
+  }
+}
+
+TEST(GoldenTest, TablesAreThoseTheCellsWereMadeWith) {
+  for (const GoldenCell& golden : GoldenCells()) {
+    const std::vector<uint8_t> tables = TablesOf(golden);
+    if (tables.empty()) continue;
+    const std::vector<std::byte> wanted = ReadGolden(golden.file + ".tables");
+    ASSERT_EQ(tables.size(), wanted.size()) << golden.file;
+    EXPECT_EQ(std::memcmp(tables.data(), wanted.data(), tables.size()), 0) << golden.file;
+  }
+}
+
 TEST(GoldenTest, GoldenBytesAreValid) {
   for (const GoldenCell& golden : GoldenCells()) {
     const auto codec = MakeCodec(golden.layout, Resolve(golden.request, golden.layout), BestIsa());

@@ -99,13 +99,13 @@ const std::vector<double>& LevelsOf(const ReferenceRun& run, bool keys, uint32_t
 }
 
 // Codes of the projections `y` as far as any encoder must agree: for some unit of the key's own,
-// every code is the nearest level (within rounding), the unit is at least as good as the plain RMS,
-// and the scale follows from the codes. `energy`: |x|^2 of what was projected; row_energy: of a
-// row of S.
+// every code is the nearest level (within rounding), the unit is at least as good as the plain RMS
+// (of the key, in units of the groups), and the scale follows from the codes. `energy`: |x|^2 of
+// what was projected; row_energy: of a row of S.
 void ExpectCodes(const std::vector<ReferenceRun>& runs, bool keys, const std::vector<double>& y,
                  const std::vector<double>& levels, double scale, ScaleRule rule, double energy,
                  double row_energy) {
-  double dot = 0, square = 0, mean = 0;
+  double dot = 0, square = 0, units = 0;
   for (size_t i = 0; i < y.size(); ++i) {
     dot += y[i] * levels[i];
     square += levels[i] * levels[i];
@@ -122,7 +122,7 @@ void ExpectCodes(const std::vector<ReferenceRun>& runs, bool keys, const std::ve
   for (const ReferenceRun& run : runs) {
     const double unit = run.levels.back() / LargestLevel(run.bits);  // of the coordinates' RMS
     for (uint32_t r = run.row; r < run.row + run.rows; ++r) {
-      mean += y[r] * y[r] / (unit * unit) / static_cast<double>(y.size());
+      units += unit * unit;
       const double magnitude = std::fabs(y[r]);
       if (magnitude > 1e-5 * std::sqrt(energy)) {
         ASSERT_EQ(levels[r] > 0, y[r] > 0) << "row " << r;
@@ -140,13 +140,14 @@ void ExpectCodes(const std::vector<ReferenceRun>& runs, bool keys, const std::ve
   }
   ASSERT_LE(low, high * 1.001) << "no unit explains these codes";
   // Not worse than taking the RMS for the unit.
+  const double rms = std::sqrt(ReferenceDot(y, y) / units);
   double plain_dot = 0, plain_square = 0;
   for (const ReferenceRun& run : runs) {
     for (uint32_t r = run.row; r < run.row + run.rows; ++r) {
       const std::vector<double>& own = LevelsOf(run, keys, r - run.row);
       double best = own[0];
       for (double level : own) {
-        const double u = y[r] / std::sqrt(mean);
+        const double u = y[r] / rms;
         if (std::fabs(level - u) < std::fabs(best - u)) best = level;
       }
       plain_dot += y[r] * best;
@@ -204,10 +205,10 @@ void ExpectKeys(const Subject& x) {
                                            cell.key_scales[t], x.profile().scale_rule));
     } else {
       const std::vector<double> y = Project(x.projection, rest);
-      ASSERT_NO_FATAL_FAILURE(
-          ExpectCodes(runs, true, y, cell.key_levels[t], cell.key_scales[t],
-                      x.profile().scale_rule, basis ? ReferenceDot(y, y) : ReferenceDot(rest, rest),
-                      basis ? 1.0 : x.layout().head_dim));
+      ASSERT_NO_FATAL_FAILURE(ExpectCodes(runs, true, y, cell.key_levels[t], cell.key_scales[t],
+                                          x.profile().scale_rule,
+                                          basis ? ReferenceDot(y, y) : ReferenceDot(rest, rest),
+                                          basis ? 1.0 : x.layout().head_dim));
     }
     if (x.profile().outlier_method == OutlierMethod::kSketch) {
       ASSERT_NO_FATAL_FAILURE(ExpectSketch(x.projection, chosen, cell.outlier_signs[t],
@@ -261,11 +262,10 @@ void ExpectRotatedValues(const Subject& x) {
       continue;
     }
     const std::vector<double> y = Project(x.value_projection, value);
-    ASSERT_NO_FATAL_FAILURE(
-        ExpectCodes(runs, false, y, x.parsed.value_levels[t], x.parsed.value_scales[t][0],
-                    x.profile().value_scale_rule,
-                    basis ? ReferenceDot(y, y) : ReferenceDot(value, value),
-                    basis ? 1.0 : x.layout().value_dim));
+    ASSERT_NO_FATAL_FAILURE(ExpectCodes(runs, false, y, x.parsed.value_levels[t],
+                                        x.parsed.value_scales[t][0], x.profile().value_scale_rule,
+                                        basis ? ReferenceDot(y, y) : ReferenceDot(value, value),
+                                        basis ? 1.0 : x.layout().value_dim));
   }
 }
 
@@ -360,8 +360,8 @@ void ExpectAttention(const Subject& x, const std::vector<float>& queries, uint32
       ASSERT_EQ(lse[q], -std::numeric_limits<float>::infinity());
     } else {
       // Logits of opposite signs may cancel in a mean's score.
-      const double logit = options.softmax_scale * Norm(RowOf(queries, q, x.layout().head_dim)) *
-                           Largest(keys);
+      const double logit =
+          options.softmax_scale * Norm(RowOf(queries, q, x.layout().head_dim)) * Largest(keys);
       ASSERT_NEAR(lse[q], wanted.lse, 2e-5 * (1 + std::fabs(wanted.lse)) + 2e-6 * logit);
     }
     for (uint32_t c = 0; c < dim; ++c) ASSERT_NEAR(out[size_t{q} * dim + c], wanted.out[c], bound);
@@ -436,6 +436,74 @@ TEST(CodecOracleTest, WidestHeads) {
   for (const char* name : {"raw", "qjl", "qjl-paper", "qjl3p", "klt"}) {
     SCOPED_TRACE(name);
     ASSERT_NO_FATAL_FAILURE(ExpectAll(Subject(Layout(576, 576, 16), Named(name), 9, 8)));
+  }
+}
+
+// Blocks of huge keys that hardly differ, so that only the mean is huge.
+TEST(CodecOracleTest, MeansNearTheEndOfTheFloatRange) {
+  KvLayout layout = Layout(64, 64, 32);
+  ProfileRequest request = Named("qjl3p");
+  request.centering = Centering::kBlock;
+  const auto codec = MakeCodec(layout, Resolve(request, layout), Isa::kScalar);
+  GuardedRows keys(32, 64, DType::kBf16, 0, 0);
+  Random random(3);
+  for (uint32_t t = 0; t < 32; ++t) {
+    for (uint32_t c = 0; c < 64; ++c) {
+      keys.Set(t, c, (c % 2 == 0 ? 2e38 : -2e38) * (1 + 0.04 * random.Uniform()));
+    }
+  }
+  const auto cell = EncodeCell(codec->cell(0, 0), keys, RandomRows(32, 64, DType::kBf16, 1), 32);
+  std::vector<float> queries = RandomQueries(2, 64, 5);
+  for (float& q : queries) q *= 1e-3f;
+  std::vector<float> scores(2 * 32);
+  codec->cell(0, 0).Score(cell, 0, 32, *codec->cell(0, 0).PrepareQueries(queries), scores.data(),
+                          32);
+  const Matrix exact = keys.Doubles(1.0);
+  for (uint32_t q = 0; q < 2; ++q) {
+    for (uint32_t t = 0; t < 32; ++t) {
+      const auto query = RowOf(queries, q, 64);
+      ASSERT_NEAR(scores[q * 32 + t], ReferenceDot(query, exact[t]),
+                  2e-3 * Norm(query) * Norm(exact[t]));
+    }
+  }
+}
+
+// A head whose keys went nowhere along some axes of the sample, and do now: the unit of a key must
+// not be set by what matters least in it.
+TEST(CodecOracleTest, KeysThatLeaveTheSampleOfTheirBasis) {
+  KvLayout layout = Layout(64, 64, 16, DType::kFp32);
+  for (const double strays : {0.01, 0.1}) {
+    SCOPED_TRACE(strays);
+    HeadTable table;
+    for (Basis* basis : {&table.key_basis, &table.value_basis}) {
+      basis->rows.resize(64 * 64);
+      for (size_t i = 0; i < 64; ++i) basis->rows[i * 64 + i] = 1.0f;
+      basis->group_bits = {3, 3};
+      basis->group_rms = {1e15f, 1e12f};  // only the ratio matters
+    }
+    const auto tables =
+        std::make_shared<const ModelTables>(ModelTables::Create(layout, {table}).value());
+    ProfileRequest request = Named("klt");
+    request.centering = Centering::kNone;
+    const CodecProfile profile = ResolveProfile(request, layout, 0, tables.get()).value();
+    const auto codec = BlockCodec::Create(layout, {profile}, Isa::kScalar, tables).value();
+    GuardedRows keys(16, 64, DType::kFp32, 0, 0);
+    Random random(7);
+    for (uint32_t t = 0; t < 16; ++t) {
+      for (uint32_t c = 0; c < 64; ++c) keys.Set(t, c, random.Normal() * (c < 32 ? 1.0 : strays));
+    }
+    const auto cell = EncodeCell(codec->cell(0, 0), keys, keys, 16);
+    std::vector<float> decoded(16 * 64);
+    SKETCHKV_ASSERT_OK(codec->cell(0, 0).Decode(cell, 16, DType::kFp32,
+                                                {reinterpret_cast<std::byte*>(decoded.data()), 256},
+                                                DType::kFp32, {}));
+    const Matrix exact = keys.Doubles(1.0);
+    double error = 0, energy = 0;
+    for (uint32_t i = 0; i < 16 * 64; ++i) {
+      error += std::pow(decoded[i] - exact[i / 64][i % 64], 2);
+      energy += std::pow(exact[i / 64][i % 64], 2);
+    }
+    EXPECT_LT(std::sqrt(error / energy), 0.22);
   }
 }
 
@@ -530,8 +598,8 @@ TEST(CodecOracleTest, DecodesRawHalvesUnchangedAndOthersNotToFp8) {
     const GuardedRows values = RandomRows(19, 16, dtype, 2, 3);
     const auto cell = EncodeCell(codec->cell(0, 0), keys, values, 19);
     std::vector<std::byte> out(19 * layout.value_row_bytes());
-    SKETCHKV_ASSERT_OK(
-        codec->cell(0, 0).Decode(cell, 19, dtype, {}, dtype, {out.data(), layout.value_row_bytes()}));
+    SKETCHKV_ASSERT_OK(codec->cell(0, 0).Decode(cell, 19, dtype, {}, dtype,
+                                                {out.data(), layout.value_row_bytes()}));
     for (uint32_t t = 0; t < 19; ++t) {
       EXPECT_EQ(std::memcmp(out.data() + t * layout.value_row_bytes(),
                             values.view().data + t * values.view().stride_bytes,
@@ -544,8 +612,9 @@ TEST(CodecOracleTest, DecodesRawHalvesUnchangedAndOthersNotToFp8) {
   const auto cell = EncodeCell(codec->cell(0, 0), RandomRows(4, 24, DType::kFp8E4M3, 1),
                                RandomRows(4, 16, DType::kFp8E4M3, 1), 4);
   std::vector<std::byte> out(4 * 24, kPoison);
-  EXPECT_THAT(codec->cell(0, 0).Decode(cell, 4, DType::kFp8E4M3, {out.data(), 24}, DType::kBf16, {}),
-              StatusIs(absl::StatusCode::kInvalidArgument, {"key dtype", "fp8_e4m3"}));
+  EXPECT_THAT(
+      codec->cell(0, 0).Decode(cell, 4, DType::kFp8E4M3, {out.data(), 24}, DType::kBf16, {}),
+      StatusIs(absl::StatusCode::kInvalidArgument, {"key dtype", "fp8_e4m3"}));
   EXPECT_EQ(out, std::vector<std::byte>(4 * 24, kPoison));
 }
 

@@ -60,7 +60,8 @@ TEST(ValidateTest, FindsSizesAndTokenCounts) {
 }
 
 TEST(ValidateTest, FindsWhatIsNotFiniteOrNotPadding) {
-  // Scales 3 tiles x 32, padding to 128; planes 3 tiles x 4 lines; values 3 x 4 lines; ranges 3 x 2.
+  // Scales 3 tiles x 32, padding to 128; planes 3 tiles x 4 lines; values 3 x 4 lines; ranges 3
+  // x 2.
   Cell cell(Named("qjl"));
   constexpr size_t kPlanes = 128, kValues = kPlanes + 3 * 4 * 64;
   constexpr size_t kRanges = kValues + 3 * 4 * 64;
@@ -70,7 +71,8 @@ TEST(ValidateTest, FindsWhatIsNotFiniteOrNotPadding) {
       {2 * 40, {1}, {"padding of scales", "is 1"}},
       {96, {1}, {"padding of scales"}},
       {kPlanes + 2 * 4 * 64 + 8 * 4 + 3, {0x80}, {"planes", "128"}},
-      // Tile 2 holds tokens 32-39, 4p + j with p below 2: bits 4 and 5 of a byte are of token 40 on.
+      // Tile 2 holds tokens 32-39, 4p + j with p below 2: bits 4 and 5 of a byte are of token 40
+      // on.
       {kValues + 2 * 4 * 64 + 5 * 4, {0x10 | 0xF}, {"value codes", "is 16"}},
       {kRanges + 4 * 64 + 2 * 3, {0x01, 0xFF}, {"value scale", "65281"}},
       {kRanges + 5 * 64 + 32 + 2 * 8, {1}, {"value scales and zeros"}},
@@ -94,6 +96,27 @@ TEST(ValidateTest, FindsWhatIsWrongInTheFamily) {
       {kValues + (2 * 6 + 5) * 64, {0x04}, {"value codes", "is 4"}},  // the line of high bits
   };
   for (const Flip& flip : flips) cell.ExpectRefused(flip);
+}
+
+// Bits between and behind the codes of tokens that are there stand for nothing either.
+TEST(ValidateTest, FindsBitsOfNoCoordinate) {
+  const KvLayout layout = Layout(24, 24, 16);
+  ProfileRequest request = Named("qjl2p");
+  request.value_bits = 3;
+  const auto codec = MakeCodec(layout, Resolve(request, layout), BestIsa());
+  const auto good = EncodeCell(codec->cell(0, 0), RandomRows(16, 24, DType::kBf16, 1),
+                               RandomRows(16, 24, DType::kBf16, 2), 16);
+  SKETCHKV_EXPECT_OK(codec->cell(0, 0).Validate(good, 16));
+  // A line of scales; 48 bits in two words; two lines of 16 channels, one line of high bits.
+  ASSERT_EQ(good.size(), 64u + 2 * 64 + 3 * 64);
+  const auto expect = [&](size_t offset, uint8_t bits, const std::string& field) {
+    auto cell = good;
+    cell[offset] |= std::byte{bits};
+    EXPECT_THAT(codec->cell(0, 0).Validate(cell, 16), StatusIs(kInvalid, {field})) << offset;
+  };
+  expect(64 + 64 + 4 * 3 + 2, 0x01, "planes");              // bit 48 of token 3
+  expect(64 + 128 + 64 + 4 * 8, 0x80, "value codes");       // channel 24
+  expect(64 + 128 + 128 + 4 * 9 + 1, 0x10, "value codes");  // channel 25's high bit
 }
 
 TEST(ValidateTest, FindsOutlierChannelsOutOfRangeOrOrder) {

@@ -134,7 +134,7 @@ TEST(ProfileTest, RefusesKnobsOutOfBoundOrOutOfPlace) {
       {"qjl", [](ProfileRequest* r) { r->sign_bits = 100; }, {"sign_bits", "100", "128"}},
       {"qjl", [](ProfileRequest* r) { r->sign_bits = 0xFFFFFFFF; }, {"sign_bits", "4294967295"}},
       {"qjl", [](ProfileRequest* r) { r->num_outliers = 17; }, {"num_outliers", "17", "16"}},
-      {"qjl", [](ProfileRequest* r) { r->value_bits = 3; }, {"value_bits", "3", "2, 4, 8"}},
+      {"qjl", [](ProfileRequest* r) { r->value_bits = 3; }, {"value_bits", "3", "2, 4 or 8"}},
       {"qjl", [](ProfileRequest* r) { r->value_group_size = 24; }, {"value_group_size", "24"}},
       {"qjl", [](ProfileRequest* r) { r->outlier_sign_bits = 64; }, {"outlier_sign_bits", "unset"}},
       {"qjl",

@@ -18,6 +18,16 @@ int main(int argc, char** argv) {
       std::cerr << "cannot write " << golden.file << "\n";
       return 1;
     }
+    const auto answers = sketchkv::testing::AnswersOf(golden, cell, sketchkv::Isa::kScalar);
+    std::ofstream(std::string(argv[1]) + "/" + golden.file + ".answers", std::ios::binary)
+        .write(reinterpret_cast<const char*>(answers.data()),
+               static_cast<std::streamsize>(answers.size() * sizeof(float)));
+    const auto tables = sketchkv::testing::TablesOf(golden);
+    if (!tables.empty()) {
+      std::ofstream(std::string(argv[1]) + "/" + golden.file + ".tables", std::ios::binary)
+          .write(reinterpret_cast<const char*>(tables.data()),
+                 static_cast<std::streamsize>(tables.size()));
+    }
     std::cout << golden.file << ": " << cell.size() << " bytes\n";
   }
   return 0;

@@ -104,9 +104,12 @@ ReferenceRun LevelRun(uint32_t row, uint32_t rows, uint32_t bits, double unit) {
 std::vector<ReferenceRun> BasisRuns(const Basis& basis, uint32_t dim) {
   std::vector<ReferenceRun> runs;
   const auto rows = static_cast<uint32_t>(basis.rows.size() / dim);
+  // Only ratios of the RMS matter: the largest is brought into [1, 2).
+  const float largest = *std::max_element(basis.group_rms.begin(), basis.group_rms.end());
+  const double unit = std::exp2(-std::floor(std::log2(double{largest})));
   for (uint32_t g = 0; g < basis.group_bits.size(); ++g) {
     const uint32_t bits = basis.group_bits[g];
-    runs.push_back(LevelRun(32 * g, std::min(32u, rows - 32 * g), bits, basis.group_rms[g]));
+    runs.push_back(LevelRun(32 * g, std::min(32u, rows - 32 * g), bits, unit * basis.group_rms[g]));
   }
   return runs;
 }
@@ -268,8 +271,7 @@ class CellReader {
       for (size_t o = 0; o < outliers; ++o) {
         const size_t index = (t / 16) * outliers + o;
         scales.push_back(Scale(cell_ + at_ + 2 * index));
-        row.push_back(scales.back() *
-                      static_cast<int8_t>(cell_[codes + index * 16 + t % 16]));
+        row.push_back(scales.back() * static_cast<int8_t>(cell_[codes + index * 16 + t % 16]));
       }
       residuals_.push_back(row);
       out_.residual_scales.push_back(scales);

@@ -15,8 +15,8 @@ absl::Status CheckLayer(const KvLayout& layout, const CodecProfile& profile, uin
   absl::Status status = ValidateProfile(profile, layout);
   if (status.ok() && profile.uses_tables()) {
     if (tables == nullptr) {
-      status = absl::InvalidArgumentError(absl::StrCat(
-          "profile '", profile.name, "' needs registered tables, 0 are given"));
+      status = absl::InvalidArgumentError(
+          absl::StrCat("profile '", profile.name, "' needs registered tables, 0 are given"));
     } else {
       status = tables->CheckServes(profile, layout, layer);
     }
@@ -27,10 +27,9 @@ absl::Status CheckLayer(const KvLayout& layout, const CodecProfile& profile, uin
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<BlockCodec>> BlockCodec::Create(const KvLayout& layout,
-                                                               std::vector<CodecProfile> profiles,
-                                                               Isa isa,
-                                                               std::shared_ptr<const ModelTables> tables) {
+absl::StatusOr<std::unique_ptr<BlockCodec>> BlockCodec::Create(
+    const KvLayout& layout, std::vector<CodecProfile> profiles, Isa isa,
+    std::shared_ptr<const ModelTables> tables) {
   SKETCHKV_RETURN_IF_ERROR(layout.Validate());
   if (profiles.size() != layout.num_layers) {
     return absl::InvalidArgumentError(absl::StrCat("profiles has ", profiles.size(),

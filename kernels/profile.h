@@ -35,8 +35,8 @@ enum class Centering : uint8_t { kNone = 1, kTable = 2, kBlock = 3 };
 enum class OutlierMethod : uint8_t { kNone = 1, kResidual = 2, kSketch = 3 };
 // Who chooses the outlier channels: each block its own, by energy, or the registered table.
 enum class OutlierSource : uint8_t { kBlock = 1, kTable = 2 };
-// kMinMax: per token and group of channels. kRotated: codes after a randomized Hadamard, one scale a
-// token. kBasis: the same after the registered basis, bits allotted by it.
+// kMinMax: per token and group of channels. kRotated: codes after a randomized Hadamard, one scale
+// a token. kBasis: the same after the registered basis, bits allotted by it.
 enum class ValueCodec : uint8_t { kRaw = 1, kMinMax = 2, kRotated = 3, kBasis = 4 };
 
 // A fully resolved codec setting of one layer: everything the stored bytes depend on besides the
@@ -48,9 +48,9 @@ struct CodecProfile {
   Projection projection = Projection::kHadamard;
   ScaleRule scale_rule = ScaleRule::kExact;
   Centering centering = Centering::kNone;
-  uint32_t sign_bits = 0;    // kSketch: m, a multiple of 32, head_dim..8*head_dim (rounded up)
-  uint32_t code_bits = 0;    // kCodes: 2, 3 or 4 of each coordinate; 0 when the table allots them
-  uint32_t key_row_bits = 0; // kCodes: stored bits of a key's planes, a multiple of 32
+  uint32_t sign_bits = 0;     // kSketch: m, a multiple of 32, head_dim..8*head_dim (rounded up)
+  uint32_t code_bits = 0;     // kCodes: 2, 3 or 4 of each coordinate; 0 when the table allots them
+  uint32_t key_row_bits = 0;  // kCodes: stored bits of a key's planes, a multiple of 32
   OutlierMethod outlier_method = OutlierMethod::kNone;
   OutlierSource outlier_source = OutlierSource::kBlock;
   uint32_t num_outliers = 0;          // 0-16 channels a head
@@ -58,7 +58,7 @@ struct CodecProfile {
   uint32_t outlier_group_tokens = 0;  // tokens sharing a choice of channels; kResidual: the block
   ValueCodec value_codec = ValueCodec::kRaw;
   ScaleRule value_scale_rule = ScaleRule::kExact;  // kRotated, kBasis: kExact or kLeastSquares
-  uint32_t value_bits = 0;        // kMinMax: 2, 4 or 8; kRotated: 2, 3 or 4
+  uint32_t value_bits = 0;                         // kMinMax: 2, 4 or 8; kRotated: 2, 3 or 4
   uint32_t value_row_bits = 0;    // kBasis: stored code bits of a value row, a multiple of 32
   uint32_t value_group_size = 0;  // channels sharing one minimum and scale; the last may be shorter
   uint64_t seed = 0;              // of the projections

@@ -29,11 +29,11 @@ struct Basis {
 // What was learned of one (layer, kv head) before any block was stored. A part that is empty is
 // not there: a profile that needs it is refused.
 struct HeadTable {
-  std::vector<float> key_mean;              // [head_dim]
-  std::vector<uint32_t> outlier_channels;   // ascending, below head_dim, at most 16
-  Basis key_basis;                          // of keys less key_mean (or less 0)
-  std::vector<float> value_mean;            // [value_dim]
-  Basis value_basis;                        // likewise of values
+  std::vector<float> key_mean;             // [head_dim]
+  std::vector<uint32_t> outlier_channels;  // ascending, below head_dim, at most 16
+  Basis key_basis;                         // of keys less key_mean (or less 0)
+  std::vector<float> value_mean;           // [value_dim]
+  Basis value_basis;                       // likewise of values
 
   bool operator==(const HeadTable&) const = default;
 };

@@ -38,6 +38,19 @@ void DecodeRows(const KernelTable& kernels, const RowsArgs& source, uint32_t dim
   }
 }
 
+// decode(tile, [dim][16]) for each tile, to rows of `dtype`.
+template <typename DecodeTile>
+void StoreTiles(const KernelTable& kernels, uint32_t dim, uint32_t num_tokens, DType dtype,
+                MutableRowsView out, const DecodeTile& decode) {
+  std::vector<float> tile(size_t{dim} * kLanes);
+  for (uint32_t token = 0; token < num_tokens; token += kLanes) {
+    decode(token / kLanes, tile.data());
+    kernels.store_tile(tile.data(), std::min(kLanes, num_tokens - token), dim,
+                       reinterpret_cast<uint8_t*>(out.data) + token * out.stride_bytes,
+                       out.stride_bytes, static_cast<uint32_t>(dtype));
+  }
+}
+
 // tile[c] = tile[c] * scales + mean[c].
 void ScaleTile(const float* scales, const float* mean, uint32_t dim, float* tile) {
   for (uint32_t c = 0; c < dim; ++c) {
@@ -93,13 +106,8 @@ absl::Status CpuCellCodec::Decode(std::span<const std::byte> cell, uint32_t num_
 
 void CpuCellCodec::DecodeKeys(const uint8_t* cell, uint32_t num_tokens, DType dtype,
                               MutableRowsView out) const {
-  std::vector<float> tile(size_t{layout_.head_dim} * kLanes);
-  for (uint32_t token = 0; token < num_tokens; token += kLanes) {
-    DecodeKeyTile(cell, token / kLanes, tile.data());
-    kernels_.store_tile(tile.data(), std::min(kLanes, num_tokens - token), layout_.head_dim,
-                        reinterpret_cast<uint8_t*>(out.data) + token * out.stride_bytes,
-                        out.stride_bytes, static_cast<uint32_t>(dtype));
-  }
+  StoreTiles(kernels_, layout_.head_dim, num_tokens, dtype, out,
+             [&](uint32_t tile, float* keys) { DecodeKeyTile(cell, tile, keys); });
 }
 
 void CpuCellCodec::ReconstructKeys(const uint8_t* cell, uint32_t tile, float* keys) const {
@@ -132,8 +140,7 @@ void CpuCellCodec::DecodeKeyTile(const uint8_t* cell, uint32_t tile, float* keys
 // Residuals are added to the sketch; a second sketch replaces it at its channels.
 void CpuCellCodec::AddOutliers(const uint8_t* cell, uint32_t tile, float* keys) const {
   const uint32_t count = profile_.num_outliers;
-  const uint8_t* channels =
-      OutlierChannels(cell, tile * kLanes / profile_.outlier_group_tokens);
+  const uint8_t* channels = OutlierChannels(cell, tile * kLanes / profile_.outlier_group_tokens);
   if (profile_.outlier_method == OutlierMethod::kSketch) {
     std::vector<float> sketch(size_t{layout_.head_dim} * kLanes);
     kernels_.reconstruct_signs(key_projection_->Args(profile_.outlier_sign_bits),
@@ -187,13 +194,8 @@ void CpuCellCodec::DecodeValueTile(const uint8_t* cell, uint32_t tile, float* va
 
 void CpuCellCodec::DecodeValues(const uint8_t* cell, uint32_t num_tokens, DType dtype,
                                 MutableRowsView out) const {
-  std::vector<float> tile(size_t{layout_.value_dim} * kLanes);
-  for (uint32_t token = 0; token < num_tokens; token += kLanes) {
-    DecodeValueTile(cell, token / kLanes, tile.data());
-    kernels_.store_tile(tile.data(), std::min(kLanes, num_tokens - token), layout_.value_dim,
-                        reinterpret_cast<uint8_t*>(out.data) + token * out.stride_bytes,
-                        out.stride_bytes, static_cast<uint32_t>(dtype));
-  }
+  StoreTiles(kernels_, layout_.value_dim, num_tokens, dtype, out,
+             [&](uint32_t tile, float* values) { DecodeValueTile(cell, tile, values); });
 }
 
 }  // namespace sketchkv

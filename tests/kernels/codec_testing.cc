@@ -158,8 +158,8 @@ std::unique_ptr<BlockCodec> MakeCodec(const KvLayout& layout, const CodecProfile
                                       Isa isa) {
   std::shared_ptr<const ModelTables> tables;
   if (profile.uses_tables()) tables = RandomTables(layout, profile.num_outliers);
-  auto codec = BlockCodec::Create(
-      layout, std::vector<CodecProfile>(layout.num_layers, profile), isa, std::move(tables));
+  auto codec = BlockCodec::Create(layout, std::vector<CodecProfile>(layout.num_layers, profile),
+                                  isa, std::move(tables));
   if (!codec.ok()) {
     std::cerr << codec.status() << std::endl;
     std::abort();
@@ -223,16 +223,15 @@ std::vector<NamedRequest> AllRequests() {
   add("codes3", "qjl3p");
   add("codes3_block_mean_v4", "qjl3p",
       [](auto& r) { r.centering = Centering::kBlock, r.value_bits = 4; });
-  add("codes3_least_squares_v3", "qjl3p",
-      [](auto& r) { r.scale_rule = r.value_scale_rule = ScaleRule::kLeastSquares, r.value_bits = 3; });
-  add("codes4_orthogonal_minmax", "qjl4p", [](auto& r) {
-    r.projection = Projection::kOrthogonal, r.value_codec = ValueCodec::kMinMax;
+  add("codes3_least_squares_v3", "qjl3p", [](auto& r) {
+    r.scale_rule = r.value_scale_rule = ScaleRule::kLeastSquares, r.value_bits = 3;
   });
+  add("codes4_orthogonal_minmax", "qjl4p",
+      [](auto& r) { r.projection = Projection::kOrthogonal, r.value_codec = ValueCodec::kMinMax; });
   add("codes2_basis_values", "qjl2p", [](auto& r) { r.value_codec = ValueCodec::kBasis; });
   add("klt", "klt");
-  add("klt_rotated_values", "klt", [](auto& r) {
-    r.value_codec = ValueCodec::kRotated, r.centering = Centering::kNone;
-  });
+  add("klt_rotated_values", "klt",
+      [](auto& r) { r.value_codec = ValueCodec::kRotated, r.centering = Centering::kNone; });
   add("paper", "qjl-paper");
   add("paper_no_outliers", "qjl-paper", [](auto& r) { r.num_outliers = 0; });
   add("paper_hadamard", "qjl-paper",

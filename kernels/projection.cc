@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <utility>
 
 #include "kernels/exact_math.h"
 
@@ -128,10 +127,8 @@ ProjectionMatrix::ProjectionMatrix(Projection kind, uint32_t dim, uint32_t rows,
   dct_ = ScaledDct(odd_part_);
 }
 
-ProjectionMatrix::ProjectionMatrix(uint32_t dim, std::vector<float> basis)
-    : dim_(dim),
-      rows_(static_cast<uint32_t>(basis.size() / dim)),
-      dense_(std::move(basis)) {}
+ProjectionMatrix::ProjectionMatrix(uint32_t dim, std::span<const float> basis)
+    : dim_(dim), rows_(static_cast<uint32_t>(basis.size() / dim)), basis_(basis) {}
 
 ProjectionArgs ProjectionMatrix::Args(uint32_t rows) const {
   return {dim_,
@@ -140,7 +137,7 @@ ProjectionArgs ProjectionMatrix::Args(uint32_t rows) const {
           odd_part_,
           signs_.empty() ? nullptr : signs_.data(),
           dct_.data(),
-          dense_.empty() ? nullptr : dense_.data()};
+          dense().empty() ? nullptr : dense().data()};
 }
 
 }  // namespace sketchkv

@@ -14,8 +14,8 @@ namespace sketchkv {
 class ProjectionMatrix {
  public:
   ProjectionMatrix(Projection kind, uint32_t dim, uint32_t rows, uint64_t seed);
-  // A registered basis: [rows][dim].
-  ProjectionMatrix(uint32_t dim, std::vector<float> basis);
+  // A registered basis, [rows][dim], which outlives this object: tables are large and shared.
+  ProjectionMatrix(uint32_t dim, std::span<const float> basis);
 
   [[nodiscard]] uint32_t dim() const { return dim_; }
   [[nodiscard]] uint32_t rows() const { return rows_; }
@@ -23,7 +23,9 @@ class ProjectionMatrix {
   [[nodiscard]] ProjectionArgs Args(uint32_t rows) const;
   [[nodiscard]] ProjectionArgs Args() const { return Args(rows_); }
   // [rows, dim] of a dense S; empty for kHadamard.
-  [[nodiscard]] std::span<const float> dense() const { return dense_; }
+  [[nodiscard]] std::span<const float> dense() const {
+    return basis_.empty() ? std::span<const float>(dense_) : basis_;
+  }
 
  private:
   uint32_t dim_;
@@ -33,6 +35,7 @@ class ProjectionMatrix {
   std::vector<float> signs_;  // [ceil(rows / dim)][dim]
   std::vector<float> dct_;    // [odd_part][odd_part]
   std::vector<float> dense_;  // [rows][dim]
+  std::span<const float> basis_;
 };
 
 }  // namespace sketchkv

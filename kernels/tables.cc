@@ -215,6 +215,7 @@ uint64_t ModelTables::size_bytes() const {
 
 std::vector<uint8_t> ModelTables::Serialize() const {
   std::vector<uint8_t> out;
+  out.reserve(size_bytes() + (1 + 9 * heads_.size()) * (sizeof(uint64_t) + 16));
   const uint32_t shape[4] = {num_layers_, num_kv_heads_, head_dim_, value_dim_};
   Append(shape, sizeof(shape), &out);
   for (const HeadTable& head : heads_) {

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <map>
 #include <numeric>
 #include <random>
@@ -217,6 +218,16 @@ TEST(ChooserTest, FewestBitsWithinTheError) {
   EXPECT_EQ(choice, (std::vector<size_t>{3, 0}));
   EXPECT_THAT(FewestBits(layers, 0.05),
               StatusIs(absl::StatusCode::kFailedPrecondition, {"0.05", "layer 0", "0.1", "4.00"}));
+}
+
+// An error that is no number meets no target, and does not keep the search going for ever.
+TEST(ChooserTest, ErrorsThatAreNoNumbersAreNeverChosen) {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  const std::vector<LayerOptions> layers = {{{2, nan}, {3, 0.2}}, {{2, 0.3}, {3, nan}, {4, 0.1}}};
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const std::vector<size_t> fewest, FewestBits(layers, 0.3));
+  EXPECT_EQ(fewest, (std::vector<size_t>{1, 0}));
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const std::vector<size_t> least, LeastError(layers, 4));
+  EXPECT_EQ(least[1], 2u);
 }
 
 TEST(ChooserTest, LeastErrorIsNearTheBestOfAllChoices) {

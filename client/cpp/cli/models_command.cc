@@ -68,7 +68,11 @@ absl::StatusOr<CommandOutput> RunRegister(RegisterOptions options, const Command
   }
   SKETCHKV_ASSIGN_OR_RETURN(const ModelInfo model,
                             client->RegisterModel(options.name, options.layout, *profiles, digest));
-  return CommandOutput{ModelJson(model), ModelText(model)};
+  CommandOutput output{ModelJson(model), ModelText(model)};
+  if (!digest.empty() && model.tables_digest.empty()) {
+    output.text += "no profile uses the tables: name one by --profile, such as klt\n";
+  }
+  return output;
 }
 
 absl::StatusOr<CommandOutput> RunUnregister(const std::string& name, const CommandRunner& runner) {

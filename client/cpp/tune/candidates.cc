@@ -118,7 +118,8 @@ absl::StatusOr<CandidateSet> FixedCandidate(const std::string& profile, uint32_t
   }
   const Encoding encoding = {parsed.request, key_row_bits,
                              HasBasisValues(parsed.request) ? value_row_bits : 0};
-  return CandidateSet{{encoding}, {{parsed.profile, encoding}}};
+  return CandidateSet{{encoding},
+                      {{parsed.profile, encoding, 0, 0, parsed.layer_begin, parsed.layer_count}}};
 }
 
 std::vector<std::string> ByLayerRange(std::span<const std::string> layers) {

@@ -39,7 +39,7 @@ std::optional<Step> BestStep(const LayerOptions& options, size_t layer, size_t f
   for (size_t to = 0; to < options.size(); ++to) {
     const Step step = {layer, to, options[to].bits - options[from].bits,
                        Square(options[from].error) - Square(options[to].error)};
-    if (step.gain <= 0 || step.bits > most_bits) continue;
+    if (!(step.gain > 0) || step.bits > most_bits) continue;  // NaN is no gain
     // A gain that costs nothing comes first.
     const bool better = !best || step.gain * std::max(best->bits, kSlack) >
                                      best->gain * std::max(step.bits, kSlack);
@@ -56,7 +56,7 @@ absl::StatusOr<std::vector<size_t>> FewestBits(std::span<const LayerOptions> lay
   for (const LayerOptions& options : layers) {
     std::optional<size_t> best;
     for (size_t i = 0; i < options.size(); ++i) {
-      if (options[i].error > target_error) continue;
+      if (!(options[i].error <= target_error)) continue;  // nor does it meet a target
       if (!best || Cheaper(options[i], options[*best])) best = i;
     }
     if (!best) {

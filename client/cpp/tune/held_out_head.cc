@@ -60,6 +60,10 @@ uint64_t NumBlocks(uint64_t num_tokens, uint32_t block_tokens) {
   return (num_tokens + block_tokens - 1) / block_tokens;
 }
 
+bool AllFinite(const std::vector<float>& numbers) {
+  return std::all_of(numbers.begin(), numbers.end(), [](float x) { return std::isfinite(x); });
+}
+
 }  // namespace
 
 absl::StatusOr<HeldOutHead> HeldOutHead::Load(const Samples& samples, uint32_t layer, uint32_t head,
@@ -90,6 +94,12 @@ absl::StatusOr<HeldOutHead> HeldOutHead::Load(const Samples& samples, uint32_t l
                               AsMatrix(keys, out.head_dim_).transpose());
     sequence.out = Product(out.Weights(sequence.scores, sequence), sequence.values,
                            sequence.num_tokens, out.value_dim_);
+    if (!AllFinite(sequence.scores) || !AllFinite(sequence.out)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "attention over the held-out tokens ", sequences[i].begin, " to ", sequences[i].end - 1,
+          " leaves the range of floats: queries, keys or values "
+          "are too large"));
+    }
     out.num_queries_ += sequence.positions.size();
     out.sequences_.push_back(std::move(sequence));
   }
@@ -123,7 +133,8 @@ void HeldOutHead::AppendErrors(const Sequence& sequence, std::span<const float> 
   const auto exact = AsMatrix(sequence.out, value_dim_);
   const Matrix difference = AsMatrix(out, value_dim_) - exact;
   for (Eigen::Index q = 0; q < exact.rows(); ++q) {
-    const double norm = exact.row(q).norm(), error = difference.row(q).norm();
+    const double norm = exact.row(q).cast<double>().norm();
+    const double error = difference.row(q).cast<double>().norm();
     errors->push_back(error == 0 ? 0 : error / std::max(norm, 1e-30));
   }
 }

@@ -28,7 +28,6 @@ ProfileRequest RequestOf(const ProfileSpec& spec) {
   request.outlier_sign_bits = spec.outlier_sign_bits;
   request.value_codec = KernelEnum<ValueCodec>(spec.value_codec);
   request.value_scale_rule = KernelEnum<ScaleRule>(spec.value_scale_rule);
-  request.value_scale_rule = KernelEnum<ScaleRule>(spec.value_scale_rule);
   request.value_bits = spec.value_bits;
   request.value_group_size = spec.value_group_size;
   request.seed = spec.seed;

@@ -28,13 +28,22 @@ absl::Status ValidateName(const std::string& name) {
   return absl::OkStatus();
 }
 
+// What a model gets that asks for no profile: of those it can have, the one that loses least.
+ProfileRequest DefaultRequest(const ModelTables* tables) {
+  ProfileRequest request;
+  if (tables == nullptr) return request;
+  const HeadTable& first = tables->at(0, 0);
+  if (!first.key_basis.empty() && !first.value_basis.empty()) request.name = "klt";
+  return request;
+}
+
 // One resolved profile a layer; the requests must cover each layer exactly once.
 absl::StatusOr<std::vector<CodecProfile>> ResolveProfiles(
     const KvLayout& layout, const std::vector<LayerProfileRequest>& requests,
     const ModelTables* tables) {
   std::vector<std::optional<CodecProfile>> resolved(layout.num_layers);
   std::vector<LayerProfileRequest> wanted = requests;
-  if (wanted.empty()) wanted.emplace_back();
+  if (wanted.empty()) wanted.push_back({.profile = DefaultRequest(tables)});
   for (size_t i = 0; i < wanted.size(); ++i) {
     const LayerProfileRequest& request = wanted[i];
     const uint64_t begin = request.layer_begin;

@@ -132,7 +132,12 @@ TEST(ModelRegistryTest, TablesMustBeHereAndServeTheProfile) {
               StatusIs(absl::StatusCode::kInvalidArgument, {"layer 0", "outlier_channels", "3"}));
   EXPECT_EQ(registry.size(), 0);
 
-  SKETCHKV_ASSERT_OK(registry.Register(0, "m", SmallLayout(), klt, mine.digest));
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto model,
+                                registry.Register(0, "m", SmallLayout(), klt, mine.digest));
+  // Which is also what tables with bases give who asks for no profile.
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto by_default,
+                                registry.Register(0, "m", SmallLayout(), {}, mine.digest));
+  EXPECT_EQ(by_default, model);
   SKETCHKV_ASSERT_OK_AND_ASSIGN(
       const StoredTables theirs,
       registry.tables().Add(0, SmallLayout(), RandomHeads(SmallLayout(), 0, 2)));

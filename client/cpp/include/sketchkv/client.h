@@ -48,8 +48,9 @@ class Client {
   // Waits until the server answers SERVING (grpc.health.v1). DEADLINE_EXCEEDED when it does not.
   [[nodiscard]] absl::Status WaitUntilServing(std::chrono::milliseconds timeout);
 
-  // Models. Empty `profiles`: the server's default for all layers. `tables_digest`: of tables that
-  // were uploaded, for profiles that use them; FAILED_PRECONDITION when the server has none such.
+  // Models. Empty `profiles`: for all layers `klt` with tables that have bases, else `qjl3p`.
+  // `tables_digest`: of tables that were uploaded, for profiles that use them;
+  // FAILED_PRECONDITION when the server has none such.
   [[nodiscard]] absl::StatusOr<ModelInfo> RegisterModel(const std::string& name,
                                                         const CacheLayout& layout,
                                                         const std::vector<ProfileSpec>& profiles,

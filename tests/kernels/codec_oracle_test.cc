@@ -11,6 +11,7 @@
 
 // The scalar kernels against the oracle in double precision, within stated bounds. What other
 // instruction sets do is equal to the bit (codec_isa_test.cc).
+// Long because each part of a cell has its own expectation, and every profile goes through all.
 namespace sketchkv::testing {
 namespace {
 

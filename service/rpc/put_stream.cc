@@ -73,6 +73,9 @@ void PutStream::Run(const std::shared_ptr<Item>& item) {
     // "already there" before the other has committed.
     return Submit(item->request_id, item->deadline, [this, item] { Run(item); });
   }
+  // Before the answer: whoever has it may count on the bytes being given back.
+  item->payload = std::string();
+  item->holds.clear();
   if (!result.ok()) return AnswerError(item->request_id, result.status());
   std::vector<v1::PutResponse> messages(1);
   messages[0].set_request_id(item->request_id);

@@ -64,14 +64,18 @@ class PoolStressTest : public PoolTest {
 };
 
 TEST_F(PoolStressTest, ManyThreadsNeverSeeAWrongByte) {
+  constexpr uint32_t kWriters = 3;
+  std::atomic<uint32_t> writers_left = kWriters;
   std::atomic<uint64_t> wakes = 0;
   const uint64_t subscription = pool_->events().Subscribe([&] { ++wakes; });
   std::vector<std::thread> threads;
   for (uint32_t id = 0; id < 6; ++id) {
-    threads.emplace_back([this, id] {
+    threads.emplace_back([this, &writers_left, id] {
       std::mt19937 random(1000 + id);
-      for (int step = 0; step < kSteps; ++step) {
-        if (id < 3) {
+      // Readers and the deleter go on for as long as there are writers: on a busy machine they
+      // would be through before the first block is sealed.
+      for (int step = 0; step < kSteps || (id >= kWriters && writers_left > 0); ++step) {
+        if (id < kWriters) {
           PutSome(random);
         } else if (id < 5) {
           ReadSome(random);
@@ -79,6 +83,7 @@ TEST_F(PoolStressTest, ManyThreadsNeverSeeAWrongByte) {
           DropSome(random);
         }
       }
+      if (id < kWriters) --writers_left;
     });
   }
   for (std::thread& thread : threads) thread.join();

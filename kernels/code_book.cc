@@ -9,29 +9,37 @@
 namespace sketchkv {
 namespace {
 
-constexpr float kMagnitudes[4][8] = {
-    {0.79788456f},
-    {0.4528f, 1.510f},
-    {0.2451f, 0.7560f, 1.344f, 2.152f},
-    {0.1284f, 0.3881f, 0.6568f, 0.9424f, 1.256f, 1.618f, 2.069f, 2.733f},
+// Magnitudes of N(0,1) in units of kLevelUnits, in integers, so that attention can add them up
+// exactly; the mean squared errors are within 0.06 % of Lloyd-Max levels' (0.11748 against 0.11748,
+// 0.034549 against 0.034548, 0.0095062 against 0.0095010).
+constexpr int8_t kMagnitudes[4][8] = {
+    {1},
+    {27, 90},
+    {13, 40, 71, 114},
+    {5, 15, 25, 36, 48, 62, 79, 104},
 };
-constexpr float kBounds[4][7] = {
-    {},
-    {0.9816f},
-    {0.5006f, 1.050f, 1.748f},
-    {0.2582f, 0.5224f, 0.7996f, 1.099f, 1.437f, 1.844f, 2.401f},
-};
+constexpr float kLevelUnits[4] = {0.79788456f, 0.0167820f, 0.0188866f, 0.0262197f};
 
 // Of three bits that add up: +-w0 +- w1 +- w2, fitted to N(0,1) as the levels above are.
-constexpr float kSpreadWeights[3] = {1.171f, 0.618f, 0.304f};
+constexpr int kSpreadWeights[3] = {65, 34, 17};
+constexpr float kSpreadUnit = 0.0179529f;
 
-// Levels from magnitudes: code half + i is magnitude i, code half - 1 - i its negative.
-void FillLevels(CodeGroup* group) {
+// Levels of 2^bits codes from the magnitudes of the upper half: code half + i is magnitude i, code
+// half - 1 - i its negative. level_unit: in units of N(0,1), unit: what those are worth.
+void SetLevels(const int8_t* magnitudes, float level_unit, float unit, CodeGroup* group) {
   const uint32_t half = 1u << (group->bits - 1);
+  group->inverse_unit = 1.0f / unit;
+  group->level_unit = level_unit * unit;
+  for (uint32_t i = 0; i < half; ++i) {
+    group->magnitudes[i] = static_cast<float>(magnitudes[i]) * group->level_unit;
+    if (i == 0) continue;
+    group->bounds[i - 1] = static_cast<float>(magnitudes[i - 1] + magnitudes[i]) / 2 * level_unit;
+  }
   for (uint32_t code = 0; code < 16; ++code) {
     const uint32_t c = code % (2 * half);
-    group->levels[code] =
-        c >= half ? group->magnitudes[c - half] : -group->magnitudes[half - 1 - c];
+    const int magnitude = c >= half ? magnitudes[c - half] : -magnitudes[half - 1 - c];
+    group->level_codes[code] = static_cast<int8_t>(magnitude);
+    group->levels[code] = static_cast<float>(magnitude) * group->level_unit;
   }
 }
 
@@ -40,27 +48,24 @@ CodeGroup MakeGroup(uint32_t row, uint32_t rows, uint32_t bits, float unit) {
   group.row = row;
   group.rows = rows;
   group.bits = bits;
-  group.inverse_unit = 1.0f / unit;
-  std::copy_n(kBounds[bits - 1], 7, group.bounds);
-  for (int i = 0; i < 8; ++i) group.magnitudes[i] = kMagnitudes[bits - 1][i] * unit;
-  FillLevels(&group);
+  SetLevels(kMagnitudes[bits - 1], kLevelUnits[bits - 1], unit, &group);
   return group;
 }
 
 // Three bits that spread over three nibbles: their score must be a sum over the bits.
 CodeGroup SpreadGroup(uint32_t row, uint32_t rows, float unit) {
-  const float* w = kSpreadWeights;
+  const int* w = kSpreadWeights;
   CodeGroup group{};
   group.row = row;
   group.rows = rows;
   group.bits = 3;
   group.placement = CodePlacement::kSpread;
-  group.inverse_unit = 1.0f / unit;
-  const float levels[4] = {w[0] - w[1] - w[2], w[0] - w[1] + w[2], w[0] + w[1] - w[2],
-                           w[0] + w[1] + w[2]};
-  for (int i = 0; i < 3; ++i) group.bounds[i] = (levels[i] + levels[i + 1]) / 2;
-  for (int i = 0; i < 4; ++i) group.magnitudes[i] = levels[i] * unit;
-  FillLevels(&group);
+  int8_t magnitudes[4];
+  for (int i = 0; i < 4; ++i) {
+    magnitudes[i] =
+        static_cast<int8_t>(w[0] + (i >= 2 ? w[1] : -w[1]) + (i % 2 == 1 ? w[2] : -w[2]));
+  }
+  SetLevels(magnitudes, kSpreadUnit, unit, &group);
   return group;
 }
 
@@ -93,9 +98,7 @@ CodeGroup SignGroup(uint32_t rows) {
   CodeGroup group{};
   group.rows = rows;
   group.bits = 1;
-  group.inverse_unit = 1.0f;
-  group.magnitudes[0] = 1.0f;
-  FillLevels(&group);
+  SetLevels(kMagnitudes[0], 1.0f, 1.0f, &group);
   return group;
 }
 
@@ -229,7 +232,11 @@ std::vector<CodeGroup> ValueGroups(const CodecProfile& profile, const KvLayout& 
     CodeGroup group{};
     group.rows = layout.value_dim;
     group.bits = profile.value_bits;
-    for (uint32_t code = 0; code < 16; ++code) group.levels[code] = static_cast<float>(code);
+    group.level_unit = 1.0f;
+    for (uint32_t code = 0; code < 16; ++code) {
+      group.level_codes[code] = static_cast<int8_t>(code);
+      group.levels[code] = static_cast<float>(code);
+    }
     return {group};
   }
   const Basis& basis = table->value_basis;

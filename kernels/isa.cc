@@ -30,6 +30,8 @@ absl::string_view IsaName(Isa isa) {
       return "avx2";
     case Isa::kAvx512:
       return "avx512";
+    case Isa::kAvx512Vnni:
+      return "avx512-vnni";
   }
   return "unknown";
 }
@@ -40,9 +42,11 @@ bool IsaSupported(Isa isa) {
   // Exactly the flags of kernels/CMakeLists.txt and what they imply.
   const bool avx2 = __builtin_cpu_supports("avx2") && HasF16c();
   if (isa == Isa::kAvx2) return avx2;
-  return avx2 && __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512f") &&
-         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512dq");
+  const bool avx512 = avx2 && __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512dq");
+  if (isa == Isa::kAvx512) return avx512;
+  return avx512 && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
 #else
   return false;
 #endif
@@ -50,23 +54,24 @@ bool IsaSupported(Isa isa) {
 
 absl::StatusOr<Isa> ChooseIsa(absl::string_view forced) {
   if (forced.empty() || forced == "auto") {
-    for (Isa isa : {Isa::kAvx512, Isa::kAvx2}) {
+    for (Isa isa : {Isa::kAvx512Vnni, Isa::kAvx512, Isa::kAvx2}) {
       if (IsaSupported(isa)) return isa;
     }
     return Isa::kScalar;
   }
-  for (Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512}) {
+  for (Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni}) {
     if (IsaName(isa) != forced) continue;
     if (IsaSupported(isa)) return isa;
     return absl::FailedPreconditionError(
         absl::StrCat("isa is '", forced, "', but this CPU or this build lacks it"));
   }
   return absl::InvalidArgumentError(
-      absl::StrCat("isa is '", forced, "', must be one of auto, scalar, avx2, avx512"));
+      absl::StrCat("isa is '", forced, "', must be one of auto, scalar, avx2, avx512, avx512-vnni"));
 }
 
 const KernelTable& KernelsOf(Isa isa) {
 #if defined(__x86_64__)
+  if (isa == Isa::kAvx512Vnni) return kAvx512VnniKernels;
   if (isa == Isa::kAvx512) return kAvx512Kernels;
   if (isa == Isa::kAvx2) return kAvx2Kernels;
 #endif

@@ -6,9 +6,9 @@
 namespace sketchkv {
 
 // CPU kernel variants. All give the same bytes and the same scores, to the bit.
-enum class Isa { kScalar, kAvx2, kAvx512 };
+enum class Isa { kScalar, kAvx2, kAvx512, kAvx512Vnni };
 
-[[nodiscard]] absl::string_view IsaName(Isa isa);  // "scalar", "avx2", "avx512"
+[[nodiscard]] absl::string_view IsaName(Isa isa);  // "scalar", "avx2", "avx512", "avx512-vnni"
 [[nodiscard]] bool IsaSupported(Isa isa);          // by this CPU and this build
 
 // The best supported one for `forced` == "auto" (or empty), else the one named.

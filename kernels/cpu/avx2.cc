@@ -79,6 +79,10 @@ U LoadI8(const void* p) {
   const __m128i x = _mm_loadu_si128(static_cast<const __m128i*>(p));
   return {_mm256_cvtepi8_epi32(x), _mm256_cvtepi8_epi32(_mm_srli_si128(x, 8))};
 }
+U LoadI16(const void* p) {
+  const auto* x = static_cast<const __m128i*>(p);
+  return {_mm256_cvtepi16_epi32(_mm_loadu_si128(x)), _mm256_cvtepi16_epi32(_mm_loadu_si128(x + 1))};
+}
 U LoadU16(const void* p) {
   const auto* x = static_cast<const __m128i*>(p);
   return {_mm256_cvtepu16_epi32(_mm_loadu_si128(x)), _mm256_cvtepu16_epi32(_mm_loadu_si128(x + 1))};
@@ -114,9 +118,37 @@ void StoreHalf(void* p, F x) {
   _mm_storeu_si128(out + 1, _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
-// The kernels use the transpose.
+// Sixteen bytes, in every lane's reach.
+U LoadBytes16(const void* p) {
+  const __m256i x =
+      _mm256_broadcastsi128_si256(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+  return {x, x};
+}
+// table[16], by the bytes of each lane, which are below 16.
+U ShuffleBytes(U table, U index) {
+  return {_mm256_shuffle_epi8(table.a, index.a), _mm256_shuffle_epi8(table.b, index.b)};
+}
+// sum + <digits[4], the four bytes of each lane>: digits below 128, bytes signed.
+U DotBytes(U sum, const uint8_t* digits, U bytes) {
+  int four = 0;
+  __builtin_memcpy(&four, digits, sizeof(four));
+  const __m256i d = _mm256_set1_epi32(four);
+  const __m256i one = _mm256_set1_epi16(1);
+  const __m256i a = _mm256_madd_epi16(_mm256_maddubs_epi16(d, bytes.a), one);
+  const __m256i b = _mm256_madd_epi16(_mm256_maddubs_epi16(d, bytes.b), one);
+  return {_mm256_add_epi32(sum.a, a), _mm256_add_epi32(sum.b, b)};
+}
+// Four lanes each.
+U FromQuads(__m128i k0, __m128i k4, __m128i k8, __m128i k12) {
+  return {_mm256_set_m128i(k4, k0), _mm256_set_m128i(k12, k8)};
+}
+
+constexpr int kSixteensTogether = 1;
+
+// The kernels use the transpose and the sums.
 // clang-format off
 #include "kernels/cpu/transpose_avx.inc"
+#include "kernels/cpu/sum_entries_avx2.inc"
 #include "kernels/cpu/kernels.inc"
 // clang-format on
 

@@ -17,19 +17,6 @@ const uint8_t* Bytes(std::span<const std::byte> cell) {
   return reinterpret_cast<const uint8_t*>(cell.data());
 }
 
-// weights[t] = weights[t] / 2^20 * scale of token t, over the tiles of [begin, end).
-void ScaleWeights(const KernelTable& kernels, const uint8_t* scales, size_t scale_stride,
-                  uint32_t begin, uint32_t end, const float* weights, float* out) {
-  for (uint32_t tile = begin / kLanes; tile * kLanes < end; ++tile) {
-    float scale[kLanes];
-    kernels.load_scales(scales + tile * scale_stride, kLanes, scale);
-    for (uint32_t i = 0; i < kLanes; ++i) {
-      const size_t t = size_t{tile} * kLanes + i;
-      out[t] = weights[t] * PowerOfTwo(-kValueDomain) * scale[i];
-    }
-  }
-}
-
 }  // namespace
 
 AttentionPartial CpuCellCodec::NewPartial(uint32_t num_queries) const {
@@ -78,50 +65,53 @@ void CpuCellCodec::AttendValues(const uint8_t* cell, uint32_t token_begin, uint3
                           {out[0], out[1], out[2], out[3]}});
     return;
   }
-  const AttendCodesArgs args = {value_groups_.data(),
-                                static_cast<uint32_t>(value_groups_.size()),
-                                cell + format_.values,
-                                format_.value_lines,
-                                token_begin,
-                                token_end,
-                                scores->num_queries,
-                                scores->of[0],
-                                kMaxCellTokens,
-                                {out[0], out[1], out[2], out[3]}};
+  AttendCodesArgs args{};
+  args.groups = value_groups_.data();
+  args.num_groups = static_cast<uint32_t>(value_groups_.size());
+  args.lines = cell + format_.values;
+  args.line_stride = format_.value_lines;
+  args.tile_begin = token_begin / kLanes;
+  args.tile_end = static_cast<uint32_t>(RoundUp(token_end, kLanes) / kLanes);
+  args.num_queries = scores->num_queries;
+  std::copy_n(out, kQueryTile, args.out);
   if (profile_.value_codec == ValueCodec::kMinMax) return AttendMinMax(cell, scores, args);
-  for (uint32_t q = 0; q < scores->num_queries; ++q) {
-    ScaleWeights(kernels_, cell + format_.scale_offset(0, format_.value_scale_row),
-                 size_t{format_.scale_rows} * kLanes * 2, token_begin, token_end, scores->of[q],
-                 scores->of[q]);
-  }
+  WeighTokens(scores, cell + format_.scale_offset(0, format_.value_scale_row),
+              size_t{format_.scale_rows} * kLanes * 2, /*zeros=*/nullptr, &args);
   kernels_.attend_codes(args);
+}
+
+// Of all queries. zeros: what each adds to all channels for its zero points; null where the scales
+// have none.
+void CpuCellCodec::WeighTokens(Scores* scores, const uint8_t* scales, size_t scale_stride,
+                               float* zeros, AttendCodesArgs* args) const {
+  for (uint32_t q = 0; q < args->num_queries; ++q) {
+    float largest = 0.0f, total = 0.0f, zeros_sum = 0.0f;
+    kernels_.weigh_tokens({scores->of[q], scales, scale_stride, zeros != nullptr, args->tile_begin,
+                           args->tile_end, scores->digits[q], &largest, &total, &zeros_sum});
+    args->digits[q] = scores->digits[q];
+    args->largest[q] = largest * PowerOfTwo(-kValueDomain);
+    if (zeros == nullptr) continue;
+    zeros[q] = zeros_sum * kZeroPointUnit;
+    // 8-bit codes are taken less 128.
+    if (profile_.value_bits == 8) zeros[q] += 128.0f * (total / kMaxDigits) * args->largest[q];
+  }
 }
 
 // Group by group of channels, since each has scales of its own: sum w s (code + zero / 16).
 void CpuCellCodec::AttendMinMax(const uint8_t* cell, Scores* scores, AttendCodesArgs args) const {
   const uint32_t size = profile_.value_group_size;
   const size_t stride = size_t{format_.value_groups} * kLineBytes;
-  std::vector<float> weights(size_t{args.num_queries} * kMaxCellTokens);
-  args.weights = weights.data();
   for (uint32_t g = 0; g < format_.value_groups; ++g) {
-    const uint8_t* ranges = cell + format_.ranges + size_t{g} * kLineBytes;
     CodeGroup group = value_groups_[0];
     group.row = g * size;
     group.rows = std::min(size, layout_.value_dim - group.row);
     group.place = ValueLines(group.row, group.bits);  // groups begin at whole lines
     args.groups = &group;
     args.num_groups = 1;
+    float zeros[kQueryTile];
+    WeighTokens(scores, cell + format_.ranges + size_t{g} * kLineBytes, stride, zeros, &args);
     for (uint32_t q = 0; q < args.num_queries; ++q) {
-      float* scaled = weights.data() + size_t{q} * kMaxCellTokens;
-      ScaleWeights(kernels_, ranges, stride, args.token_begin, args.token_end, scores->of[q],
-                   scaled);
-      float zeros = 0.0f;
-      for (uint32_t t = args.token_begin; t < args.token_end; ++t) {
-        const auto zero = static_cast<int16_t>(
-            ReadU16(ranges + t / kLanes * stride + kLineBytes / 2 + size_t{2} * (t % kLanes)));
-        zeros += scaled[t] * (kZeroPointUnit * static_cast<float>(zero));
-      }
-      for (uint32_t c = 0; c < group.rows; ++c) args.out[q][group.row + c] += zeros;
+      for (uint32_t c = 0; c < group.rows; ++c) args.out[q][group.row + c] += zeros[q];
     }
     kernels_.attend_codes(args);
   }

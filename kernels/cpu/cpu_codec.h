@@ -21,19 +21,31 @@ struct SharedProjections {
 [[nodiscard]] SharedProjections MakeProjections(const KvLayout& layout,
                                                 const CodecProfile& profile);
 
-// One query in a codec's terms: what PrepareQueries keeps of it.
+// Room for the integer tables of several queries over `words` words.
+class TableSpace {
+ public:
+  TableSpace(size_t num_tables, uint32_t words)
+      : words_(words), lines_(num_tables * 2 * words), weights_(num_tables * 8 * words) {}
+
+  // Rounds `sums` (BuildTables) into the room of number `index`; the factors and the bias of the
+  // result are 0.
+  [[nodiscard]] ScoreTable Quantize(size_t index, const float* sums, const KernelTable& kernels);
+
+ private:
+  struct alignas(kLineBytes) Line {
+    uint8_t bytes[kLineBytes];
+  };
+
+  uint32_t words_;
+  std::vector<Line> lines_;  // [tables][words][2]
+  std::vector<uint8_t> weights_;
+};
+
+// Queries in a codec's terms: what PrepareQueries keeps of them.
 class CpuQueries final : public PreparedQueries {
  public:
-  CpuQueries(uint32_t num_queries, size_t row, size_t projected_row, size_t table_row)
-      : PreparedQueries(num_queries),
-        row_(row),
-        projected_row_(projected_row),
-        table_row_(table_row),
-        exponents_(num_queries),
-        biases_(num_queries),
-        queries_(num_queries * row),
-        projected_(num_queries * projected_row),
-        tables_(num_queries * table_row) {}
+  // row, projected_row: floats kept of each query; words: of a key's planes.
+  CpuQueries(uint32_t num_queries, size_t row, size_t projected_row, uint32_t words);
 
   // Raw keys: q, padded with zeros to lanes. Else: q / 2^exponent, so that its largest number is
   // in [1, 2) and nothing overflows.
@@ -44,24 +56,22 @@ class CpuQueries final : public PreparedQueries {
   [[nodiscard]] const float* projected(uint32_t q) const {
     return projected_.data() + q * projected_row_;
   }
-  // What nibbles of planes add to the score of q / 2^exponent (BuildTables).
-  [[nodiscard]] float* tables(uint32_t q) { return tables_.data() + q * table_row_; }
-  [[nodiscard]] const float* tables(uint32_t q) const { return tables_.data() + q * table_row_; }
   [[nodiscard]] int exponent(uint32_t q) const { return exponents_[q]; }
-  void set_exponent(uint32_t q, int exponent) { exponents_[q] = exponent; }
-  // <q, registered mean key>.
-  [[nodiscard]] float bias(uint32_t q) const { return biases_[q]; }
-  void set_bias(uint32_t q, float bias) { biases_[q] = bias; }
+  void set_exponent(uint32_t q, int exponent);
+  // What nibbles of planes add to the scores of q; its bias is <q, registered mean key>.
+  [[nodiscard]] const ScoreTable& table(uint32_t q) const { return tables_[q]; }
+  // Rounds `sums` (BuildTables) of q / 2^exponent.
+  void SetTable(uint32_t q, const float* sums, const KernelTable& kernels);
+  void set_bias(uint32_t q, float bias) { tables_[q].bias = bias; }
 
  private:
   size_t row_;
   size_t projected_row_;
-  size_t table_row_;
+  TableSpace space_;
   std::vector<int> exponents_;
-  std::vector<float> biases_;
   std::vector<float> queries_;
   std::vector<float> projected_;
-  std::vector<float> tables_;
+  std::vector<ScoreTable> tables_;
 };
 
 // The codec of the cells of one head on the CPU, for any instruction set. Encode in
@@ -153,6 +163,8 @@ class CpuCellCodec final : public CellCodec {
                    const CpuQueries& queries, uint32_t first_query, Scores* scores) const;
   void AttendValues(const uint8_t* cell, uint32_t token_begin, uint32_t token_end,
                     uint32_t first_query, Scores* scores, AttentionPartial* partial) const;
+  void WeighTokens(Scores* scores, const uint8_t* scales, size_t scale_stride, float* zeros,
+                   AttendCodesArgs* args) const;
   void AttendMinMax(const uint8_t* cell, Scores* scores, AttendCodesArgs args) const;
 
   KvLayout layout_;

@@ -37,6 +37,38 @@ uint32_t TilesEnd(uint32_t token_end) {
 
 }  // namespace
 
+ScoreTable TableSpace::Quantize(size_t index, const float* sums, const KernelTable& kernels) {
+  ScoreTable table{};
+  uint8_t* entries = lines_[index * 2 * words_].bytes;
+  uint8_t* weights = weights_.data() + index * 8 * words_;
+  kernels.quantize_table({sums, words_, entries, weights, &table.step, &table.base});
+  table.entries = entries;
+  table.weights = weights;
+  return table;
+}
+
+CpuQueries::CpuQueries(uint32_t num_queries, size_t row, size_t projected_row, uint32_t words)
+    : PreparedQueries(num_queries),
+      row_(row),
+      projected_row_(projected_row),
+      space_(num_queries, words),
+      exponents_(num_queries),
+      queries_(num_queries * row),
+      projected_(num_queries * projected_row),
+      tables_(num_queries) {}
+
+void CpuQueries::set_exponent(uint32_t q, int exponent) {
+  exponents_[q] = exponent;
+  tables_[q].factors = MakePow2(exponent);
+}
+
+void CpuQueries::SetTable(uint32_t q, const float* sums, const KernelTable& kernels) {
+  ScoreTable table = space_.Quantize(q, sums, kernels);
+  table.factors = tables_[q].factors;
+  table.bias = tables_[q].bias;
+  tables_[q] = table;
+}
+
 std::unique_ptr<PreparedQueries> CpuCellCodec::PrepareQueries(
     std::span<const float> queries) const {
   const uint32_t dim = layout_.head_dim;
@@ -45,7 +77,7 @@ std::unique_ptr<PreparedQueries> CpuCellCodec::PrepareQueries(
   const bool keep = profile_.outlier_method == OutlierMethod::kSketch;
   const uint32_t rows = raw ? 0 : key_projection_->rows();
   auto prepared = std::make_unique<CpuQueries>(num_queries, RoundUp(dim, kLanes), keep ? rows : 0,
-                                               TableFloats(format_.key_words));
+                                               raw ? 0 : format_.key_words);
   for (uint32_t q = 0; q < num_queries; ++q) {
     const float* query = queries.data() + size_t{q} * dim;
     std::copy_n(query, dim, prepared->query(q));
@@ -60,6 +92,7 @@ std::unique_ptr<PreparedQueries> CpuCellCodec::PrepareQueries(
   std::vector<float> tile(size_t{dim} * kLanes);
   std::vector<float> projected(RoundUp(rows, dim) * kLanes);
   std::vector<float> row_of(rows);
+  std::vector<float> sums(TableFloats(format_.key_words));
   for (uint32_t first = 0; first < num_queries; first += kLanes) {
     const uint32_t count = std::min(kLanes, num_queries - first);
     const RowsArgs source = {reinterpret_cast<const uint8_t*>(prepared->query(first)),
@@ -70,7 +103,8 @@ std::unique_ptr<PreparedQueries> CpuCellCodec::PrepareQueries(
     for (uint32_t i = 0; i < count; ++i) {
       for (uint32_t row = 0; row < rows; ++row) row_of[row] = projected[size_t{row} * kLanes + i];
       if (keep) std::copy_n(row_of.data(), rows, prepared->projected(first + i));
-      BuildTables(key_groups_, format_.key_words, row_of.data(), prepared->tables(first + i));
+      BuildTables(key_groups_, format_.key_words, row_of.data(), sums.data());
+      prepared->SetTable(first + i, sums.data(), kernels_);
     }
   }
   return prepared;
@@ -89,20 +123,19 @@ void CpuCellCodec::ScoreTiles(const uint8_t* cell, uint32_t tile_begin, uint32_t
   args.num_queries = scores->num_queries;
   args.scores = scores->of[0];
   args.stride = kMaxCellTokens;
-  float block_mean[kMaxDim];
+  ScoreTable centred[kQueryTile];
+  for (uint32_t q = 0; q < args.num_queries; ++q) args.tables[q] = &queries.table(first_query + q);
   if (profile_.centering == Centering::kBlock) {
+    float mean[kMaxDim];
     for (uint32_t c = 0; c < layout_.head_dim; ++c) {
-      block_mean[c] = Bf16ToFloat(ReadU16(cell + format_.mean + size_t{2} * c));
+      mean[c] = Bf16ToFloat(ReadU16(cell + format_.mean + size_t{2} * c));
     }
-  }
-  for (uint32_t q = 0; q < args.num_queries; ++q) {
-    const uint32_t index = first_query + q;
-    args.tables[q] = queries.tables(index);
-    args.factors[q] = MakePow2(queries.exponent(index));
-    args.bias[q] = queries.bias(index);
-    if (profile_.centering == Centering::kBlock) {
-      args.bias[q] =
-          MeanScore(queries.query(index), queries.exponent(index), block_mean, layout_.head_dim);
+    for (uint32_t q = 0; q < args.num_queries; ++q) {
+      const uint32_t index = first_query + q;
+      centred[q] = queries.table(index);
+      centred[q].bias =
+          MeanScore(queries.query(index), queries.exponent(index), mean, layout_.head_dim);
+      args.tables[q] = &centred[q];
     }
   }
   if (profile_.outlier_method == OutlierMethod::kSketch) {
@@ -136,11 +169,15 @@ void CpuCellCodec::ScoreGroups(const uint8_t* cell, const CpuQueries& queries, u
                                ScorePlanesArgs args) const {
   const uint32_t rows = profile_.sign_bits;
   const uint32_t chosen_rows = profile_.outlier_sign_bits;
-  const size_t rest_floats = TableFloats(format_.key_words);
-  const size_t chosen_floats = TableFloats(format_.outlier_words);
-  std::vector<float> split(rows + chosen_rows);
-  std::vector<float> tables(args.num_queries * (rest_floats + chosen_floats));
   const uint32_t group_tiles = profile_.outlier_group_tokens / kLanes;
+  std::vector<float> split(rows + chosen_rows);
+  std::vector<float> sums(TableFloats(std::max(format_.key_words, format_.outlier_words)));
+  TableSpace rest_space(args.num_queries, format_.key_words);
+  TableSpace chosen_space(args.num_queries, format_.outlier_words);
+  ScoreTable rest_tables[kQueryTile];
+  ScoreTable chosen_tables[kQueryTile];
+  const ScoreTable* whole[kQueryTile];
+  std::copy_n(args.tables, args.num_queries, whole);
   const uint32_t last_tile = args.tile_end;
   for (uint32_t tile = args.tile_begin; tile < last_tile; tile = args.tile_end) {
     const uint32_t group = tile / group_tiles;
@@ -163,12 +200,14 @@ void CpuCellCodec::ScoreGroups(const uint8_t* cell, const CpuQueries& queries, u
       }
       query.projected = queries.projected(index);
       kernels_.split_query(query);
-      float* rest_tables = tables.data() + q * (rest_floats + chosen_floats);
-      float* chosen_tables = rest_tables + rest_floats;
-      BuildTables(key_groups_, format_.key_words, query.rest, rest_tables);
-      BuildTables(outlier_groups_, format_.outlier_words, query.chosen, chosen_tables);
-      args.tables[q] = rest_tables;
-      chosen.tables[q] = chosen_tables;
+      BuildTables(key_groups_, format_.key_words, query.rest, sums.data());
+      rest_tables[q] = rest_space.Quantize(q, sums.data(), kernels_);
+      BuildTables(outlier_groups_, format_.outlier_words, query.chosen, sums.data());
+      chosen_tables[q] = chosen_space.Quantize(q, sums.data(), kernels_);
+      rest_tables[q].factors = chosen_tables[q].factors = whole[q]->factors;
+      rest_tables[q].bias = whole[q]->bias;
+      args.tables[q] = &rest_tables[q];
+      chosen.tables[q] = &chosen_tables[q];
     }
     kernels_.score_planes(args);
     chosen.planes = cell + format_.outlier_planes;

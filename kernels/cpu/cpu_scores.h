@@ -10,6 +10,7 @@ namespace sketchkv {
 struct CpuCellCodec::Scores {
   uint32_t num_queries = 0;
   alignas(64) float of[kQueryTile][kMaxCellTokens];
+  uint8_t digits[kQueryTile][2 * kMaxCellTokens];  // WeighTokensArgs
 };
 
 }  // namespace sketchkv

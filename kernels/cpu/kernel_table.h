@@ -65,6 +65,10 @@ struct CodeGroup {
   float bounds[7];      // between magnitudes of N(0,1), ascending; 2^(bits - 1) - 1 of them
   float magnitudes[8];  // of the positive codes, in units of the coordinate
   float levels[16];     // of all codes, repeated to fill the table
+  // The same levels as integers times a unit. Of 8-bit min-max values the code less 128 stands for
+  // the level, and there is no table.
+  int8_t level_codes[16];
+  float level_unit;
 };
 
 // Scalar codes of one tile of projections, per key the unit that fits best.
@@ -78,6 +82,28 @@ struct EncodeCodesArgs {
   float* square;      // [16]: <levels, levels>
 };
 
+// What a query adds to scores, rounded once to integers: of a key whose nibbles have the values x_n
+// its score is  step * sum_n weight_n * entry_n[x_n] + base,  times the key's scale. A nibble's
+// weight follows its range, so that all are rounded equally well.
+struct ScoreTable {
+  const uint8_t* entries;  // [words][2][4][16]: nibble 2 j + h of word w at [w][h][j]
+  const uint8_t* weights;  // [words][2][4], 1 to kMaxWeight
+  float step;
+  float base;
+  Pow2Factors factors;  // of the whole score
+  float bias;           // what is added to it then
+};
+constexpr uint32_t kMaxWeight = 63;  // 2 * 255 * 63 * 2 fits 16 bits
+
+struct QuantizeTableArgs {
+  const float* sums;  // [8 * words][16]: what each value of each nibble adds
+  uint32_t words;
+  uint8_t* entries;
+  uint8_t* weights;
+  float* step;
+  float* base;
+};
+
 struct ScorePlanesArgs {
   const uint8_t* planes;  // [tiles][words][16] u32
   const uint8_t* scales;  // u16 [16] of each tile, scale_stride bytes apart
@@ -85,10 +111,7 @@ struct ScorePlanesArgs {
   uint32_t words;
   uint32_t tile_begin, tile_end;
   uint32_t num_queries;  // 1..kQueryTile
-  // [8 * words][16]: what each value of each four stored bits adds.
-  const float* tables[kQueryTile];
-  Pow2Factors factors[kQueryTile];
-  float bias[kQueryTile];
+  const ScoreTable* tables[kQueryTile];
   bool accumulate;  // add to scores rather than set
   float* scores;    // [num_queries][stride], index = token of the cell
   size_t stride;
@@ -140,16 +163,31 @@ struct SoftmaxArgs {
   uint32_t dim;
 };
 
-// Sums of weights times codes, lane = channel.
+// Weights of tokens times the tokens' scales, rounded to integers of two digits of 7 bits, so that
+// sums of them are exact. u = round(kMaxDigits * w s / largest).
+constexpr uint32_t kMaxDigits = 127 * 128 + 127;
+struct WeighTokensArgs {
+  const float* weights;   // index = token; 0 outside the range, within its tiles
+  const uint8_t* scales;  // u16 [16] of each tile, scale_stride bytes apart
+  size_t scale_stride;
+  bool has_zeros;  // i16 [16] zero points stand behind each 16 scales
+  uint32_t tile_begin, tile_end;
+  uint8_t* digits;   // [tiles of the cell][2][16]: the upper digits, then the lower
+  float* largest;    // weight times scale of u = kMaxDigits
+  float* total;      // sum of u; exact
+  float* zeros_sum;  // 2^-20 times the sum of weight, scale and zero point; if has_zeros
+};
+
+// out += largest * sum_t u_t / kMaxDigits * level_t, lane = channel.
 struct AttendCodesArgs {
   const CodeGroup* groups;
   uint32_t num_groups;
   const uint8_t* lines;  // [tiles][line_stride] of 64 bytes
   uint32_t line_stride;
-  uint32_t token_begin, token_end;
+  uint32_t tile_begin, tile_end;
   uint32_t num_queries;
-  const float* weights;  // [num_queries][stride], 0 outside the range within its tiles
-  size_t stride;
+  const uint8_t* digits[kQueryTile];
+  float largest[kQueryTile];
   float* out[kQueryTile];  // [rows of all groups]
 };
 
@@ -209,11 +247,13 @@ struct KernelTable {
   void (*unpack_values)(const CodeGroup* groups, uint32_t num_groups, const uint8_t* lines,
                         float* rows);
 
+  void (*quantize_table)(const QuantizeTableArgs& args);
   void (*score_planes)(const ScorePlanesArgs& args);
   void (*score_residuals)(const ScoreResidualsArgs& args);
   void (*split_query)(const SplitQueryArgs& args);
   void (*score_rows)(const ScoreRowsArgs& args);
   void (*softmax)(const SoftmaxArgs& args);
+  void (*weigh_tokens)(const WeighTokensArgs& args);
   void (*attend_codes)(const AttendCodesArgs& args);
   void (*attend_rows)(const AttendRowsArgs& args);
 
@@ -223,6 +263,7 @@ struct KernelTable {
 extern const KernelTable kScalarKernels;
 extern const KernelTable kAvx2Kernels;
 extern const KernelTable kAvx512Kernels;
+extern const KernelTable kAvx512VnniKernels;
 
 // The kernels of a supported instruction set (isa.cc).
 const KernelTable& KernelsOf(Isa isa);

@@ -161,6 +161,13 @@ U LoadI8(const void* p) {
   SKETCHKV_EACH_LANE r.v[i] = static_cast<uint32_t>(static_cast<int32_t>(x[i]));
   return r;
 }
+U LoadI16(const void* p) {
+  int16_t x[16];
+  __builtin_memcpy(x, p, sizeof(x));
+  U r;
+  SKETCHKV_EACH_LANE r.v[i] = static_cast<uint32_t>(static_cast<int32_t>(x[i]));
+  return r;
+}
 U LoadU16(const void* p) {
   uint16_t x[16];
   __builtin_memcpy(x, p, sizeof(x));
@@ -238,6 +245,31 @@ void StoreHalf(void* p, const F& a) {
   __builtin_memcpy(p, x, sizeof(x));
 }
 
+// Sixteen bytes, in every lane's reach.
+U LoadBytes16(const void* p) {
+  U r = {};
+  __builtin_memcpy(r.v, p, 16);
+  return r;
+}
+// table[16], by the bytes of each lane, which are below 16.
+U ShuffleBytes(const U& table, const U& index) {
+  uint8_t entries[16], at[64];
+  __builtin_memcpy(entries, table.v, sizeof(entries));
+  __builtin_memcpy(at, index.v, sizeof(at));
+  for (uint8_t& byte : at) byte = entries[byte & 15];
+  return LoadU(at);
+}
+// sum + <digits[4], the four bytes of each lane>: digits below 128, bytes signed.
+U DotBytes(const U& sum, const uint8_t* digits, const U& bytes) {
+  int8_t x[64];
+  __builtin_memcpy(x, bytes.v, sizeof(x));
+  U r = sum;
+  SKETCHKV_EACH_LANE {
+    for (int j = 0; j < 4; ++j) r.v[i] += static_cast<uint32_t>(x[4 * i + j] * digits[j]);
+  }
+  return r;
+}
+
 // In place: block[i][j] <-> block[j][i].
 void Transpose16(float* block) {
   for (int i = 0; i < 16; ++i) {
@@ -245,6 +277,27 @@ void Transpose16(float* block) {
       const float x = block[16 * i + j];
       block[16 * i + j] = block[16 * j + i];
       block[16 * j + i] = x;
+    }
+  }
+}
+
+constexpr int kTilesTogether = 1;
+constexpr int kSixteensTogether = 1;
+
+// sum over nibbles of weight times entry, per tile and query.
+template <int kQueries, int kTiles>
+void SumEntries(const ScorePlanesArgs& args, uint32_t tile, U (*sums)[kQueries]) {
+  const uint8_t* line = args.planes + static_cast<size_t>(tile) * args.words * 64;
+  for (int q = 0; q < kQueries; ++q) {
+    sums[0][q] = SetU(0);
+    for (uint32_t n = 0; n < 8 * args.words; ++n) {
+      const uint32_t place = 8 * (n / 8) + 4 * (n % 2) + n % 8 / 2;  // [words][2][4]
+      const uint8_t* entries = args.tables[q]->entries + 16 * place;
+      const uint32_t weight = args.tables[q]->weights[place];
+      const U word = LoadU(line + 64 * (n / 8));
+      SKETCHKV_EACH_LANE {
+        sums[0][q].v[i] += weight * entries[word.v[i] >> 4 * (n % 8) & 15];
+      }
     }
   }
 }

@@ -72,33 +72,32 @@ double Element(const std::byte* p, DType dtype) {
 
 size_t Up(size_t value, size_t step) { return (value + step - 1) / step * step; }
 
-// Max, 1960, table I: the positive levels for N(0,1).
-std::vector<double> LloydMax(uint32_t bits, double unit) {
-  const std::vector<std::vector<double>> tables = {
-      {0.79788456},
-      {0.4528, 1.510},
-      {0.2451, 0.7560, 1.344, 2.152},
-      {0.1284, 0.3881, 0.6568, 0.9424, 1.256, 1.618, 2.069, 2.733}};
+// The positive levels for N(0,1), as kernels/README.md gives them.
+std::vector<double> Levels(uint32_t bits, double unit) {
+  const std::vector<std::vector<int>> tables = {
+      {1}, {27, 90}, {13, 40, 71, 114}, {5, 15, 25, 36, 48, 62, 79, 104}};
+  const double units[] = {0.79788456, 0.0167820, 0.0188866, 0.0262197};
   std::vector<double> levels;
-  for (double x : tables[bits - 1]) {
-    levels.insert(levels.begin(), -x * unit);
-    levels.push_back(x * unit);
+  for (int x : tables[bits - 1]) {
+    const double level = x * units[bits - 1] * unit;
+    levels.insert(levels.begin(), -level);
+    levels.push_back(level);
   }
   return levels;
 }
 
-// +-1.171 +- 0.618 +- 0.304, ascending.
+// 0.0179529 (+-65 +- 34 +- 17), ascending.
 std::vector<double> SpreadLevels(double unit) {
   std::vector<double> levels;
   for (int code = 0; code < 8; ++code) {
     const auto sign = [code](int bit) { return (code >> bit & 1) != 0 ? 1.0 : -1.0; };
-    levels.push_back(unit * (1.171 * sign(2) + 0.618 * sign(1) + 0.304 * sign(0)));
+    levels.push_back(unit * 0.0179529 * (65 * sign(2) + 34 * sign(1) + 17 * sign(0)));
   }
   return levels;
 }
 
 ReferenceRun LevelRun(uint32_t row, uint32_t rows, uint32_t bits, double unit) {
-  return {row, rows, bits, LloydMax(bits, unit), SpreadLevels(unit)};
+  return {row, rows, bits, Levels(bits, unit), SpreadLevels(unit)};
 }
 
 std::vector<ReferenceRun> BasisRuns(const Basis& basis, uint32_t dim) {
@@ -461,14 +460,13 @@ double ReferenceDot(const std::vector<double>& a, const std::vector<double>& b) 
   return sum;
 }
 
-ReferenceAttention ReferenceAttend(const std::vector<double>& query, const Matrix& keys,
-                                   const Matrix& values, uint32_t value_dim,
-                                   const AttentionOptions& options) {
+ReferenceAttention ReferenceAttend(const std::vector<double>& scores, const Matrix& values,
+                                   uint32_t value_dim, const AttentionOptions& options) {
   ReferenceAttention result;
   result.out.assign(value_dim, 0.0);
   std::vector<double> logits;
-  for (const auto& key : keys) {
-    double logit = options.softmax_scale * ReferenceDot(query, key);
+  for (double score : scores) {
+    double logit = options.softmax_scale * score;
     const double cap = options.logit_softcap;
     if (cap > 0) logit = cap * std::tanh(logit / cap);
     logits.push_back(logit);

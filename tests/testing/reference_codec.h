@@ -64,10 +64,9 @@ struct ReferenceAttention {
   std::vector<double> out;  // [value_dim]
   double lse = 0;
 };
-// Over the rows of `keys` and `values`; none: zeros and -inf.
-[[nodiscard]] ReferenceAttention ReferenceAttend(const std::vector<double>& query,
-                                                 const Matrix& keys, const Matrix& values,
-                                                 uint32_t value_dim,
+// scores: <q, k> of the tokens whose `values` are given; none: zeros and -inf.
+[[nodiscard]] ReferenceAttention ReferenceAttend(const std::vector<double>& scores,
+                                                 const Matrix& values, uint32_t value_dim,
                                                  const AttentionOptions& options);
 
 }  // namespace sketchkv::testing

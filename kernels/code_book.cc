@@ -102,50 +102,6 @@ CodeGroup SignGroup(uint32_t rows) {
   return group;
 }
 
-// Sixteen sums of up to four signed products.
-void SignTable(const float* p, uint32_t count, float* table) {
-  float x[4];
-  for (uint32_t i = 0; i < 4; ++i) x[i] = i < count ? p[i] : 0.0f;
-  for (uint32_t n = 0; n < 16; ++n) {
-    const auto signed_at = [&](uint32_t i) { return (n >> i & 1) != 0 ? x[i] : -x[i]; };
-    table[n] = (signed_at(0) + signed_at(1)) + (signed_at(2) + signed_at(3));
-  }
-}
-
-// The tables of a run whose codes stand side by side.
-void PackedTables(const CodeGroup& group, const float* p, float* table) {
-  const uint32_t per_nibble = 4 / group.bits;
-  for (uint32_t i = 0; i < group.rows; i += per_nibble, table += 16) {
-    const uint32_t count = std::min(per_nibble, group.rows - i);
-    if (group.bits == 1) {
-      float scaled[4];
-      for (uint32_t j = 0; j < count; ++j) scaled[j] = group.levels[1] * p[i + j];
-      SignTable(scaled, count, table);
-      continue;
-    }
-    for (uint32_t n = 0; n < 16; ++n) {
-      table[n] = group.levels[n & ((1u << group.bits) - 1)] * p[i];
-      if (count > 1) table[n] += group.levels[n >> 2] * p[i + 1];
-    }
-  }
-}
-
-// Adds to the tables of a run of nibbles what the highest bits say of further coordinates.
-void AddSpread(const CodeGroup& group, const float* p, float* tables) {
-  // A bit's share of its level is half of what flipping it changes.
-  const float weights[3] = {(group.levels[7] - group.levels[3]) / 2,
-                            (group.levels[7] - group.levels[5]) / 2,
-                            (group.levels[7] - group.levels[6]) / 2};
-  for (uint32_t i = 0; i < group.rows; ++i) {
-    for (uint32_t b = 0; b < 3; ++b) {
-      float* table = tables + size_t{3 * i + b} * 16;
-      const float add = weights[b] * p[i];
-      for (uint32_t n = 0; n < 8; ++n) table[n] -= add;
-      for (uint32_t n = 8; n < 16; ++n) table[n] += add;
-    }
-  }
-}
-
 void PutWord(uint8_t* line, uint32_t lane, uint32_t bits) {
   uint32_t word = 0;
   std::memcpy(&word, line + 4 * lane, sizeof(word));
@@ -261,22 +217,6 @@ float UnitEnergy(std::span<const CodeGroup> groups) {
     sum += group.rows * unit * unit;
   }
   return static_cast<float>(sum);
-}
-
-void BuildTables(std::span<const CodeGroup> groups, uint32_t words, const float* projected,
-                 float* tables) {
-  std::fill_n(tables, TableFloats(words), 0.0f);
-  for (const CodeGroup& group : groups) {
-    const float* p = projected + group.row;
-    float* first = tables + TableFloats(group.place);
-    if (group.placement == CodePlacement::kSpread) {
-      AddSpread(group, p, first);
-    } else if (group.placement == CodePlacement::kNibble) {
-      for (uint32_t i = 0; i < group.rows * 16; ++i) first[i] = group.levels[i % 8] * p[i / 16];
-    } else {
-      PackedTables(group, p, first);
-    }
-  }
 }
 
 void PackKeys(std::span<const CodeGroup> groups, const uint8_t* codes, uint32_t num_tokens,

@@ -25,13 +25,6 @@ namespace sketchkv {
 // Sum over the coordinates of all groups of their units squared.
 [[nodiscard]] float UnitEnergy(std::span<const CodeGroup> groups);
 
-// Floats of the tables of one query: 16 a nibble, 8 nibbles a word.
-[[nodiscard]] constexpr size_t TableFloats(uint32_t words) { return size_t{words} * 8 * 16; }
-// What each value of each nibble of `words` words adds to a score: the score of a key is the sum
-// over its nibbles. projected: S q, [rows of the groups]; tables: [TableFloats(words)].
-void BuildTables(std::span<const CodeGroup> groups, uint32_t words, const float* projected,
-                 float* tables);
-
 // Codes [rows][16 tokens] of one tile to planes (keys) and lines (values) as kernels/README.md
 // draws them. Tokens from num_tokens up leave zeros. The output was zero.
 void PackKeys(std::span<const CodeGroup> groups, const uint8_t* codes, uint32_t num_tokens,

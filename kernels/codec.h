@@ -57,6 +57,13 @@ class PreparedQueries {
   uint32_t num_queries_;
 };
 
+// Some tokens of a cell. `cell` has cell_bytes() bytes.
+struct CellTokens {
+  const std::byte* cell = nullptr;
+  uint32_t token_begin = 0;
+  uint32_t token_end = 0;
+};
+
 // Encodes, decodes and queries the cells of one kv head of one layer: block_tokens tokens each.
 // Immutable and thread-safe. Encoded bytes, scores and attention are equal to the bit on every ISA.
 class CellCodec {
@@ -98,16 +105,28 @@ class CellCodec {
   [[nodiscard]] virtual std::unique_ptr<PreparedQueries> PrepareQueries(
       std::span<const float> queries) const = 0;
 
-  // scores[q * scores_stride + t - token_begin] = <query q, key t>, tokens [token_begin, token_end)
-  // of the cell. No softmax scale.
-  virtual void Score(std::span<const std::byte> cell, uint32_t token_begin, uint32_t token_end,
-                     const PreparedQueries& queries, float* scores, size_t scores_stride) const = 0;
+  // scores[q * scores_stride + i] = <query q, key of the i-th token of `cells`>, cell after cell.
+  // No softmax scale. The query's products are rounded once to integers that add at most 2 % to
+  // the profile's error and are summed exactly.
+  virtual void Score(std::span<const CellTokens> cells, const PreparedQueries& queries,
+                     float* scores, size_t scores_stride) const = 0;
+  void Score(std::span<const std::byte> cell, uint32_t token_begin, uint32_t token_end,
+             const PreparedQueries& queries, float* scores, size_t scores_stride) const {
+    const CellTokens one = {cell.data(), token_begin, token_end};
+    Score({&one, 1}, queries, scores, scores_stride);
+  }
 
-  // Folds tokens [token_begin, token_end) into `partial`.
+  // Folds the tokens of `cells` into `partial`. Many small cells in one call are as fast as one
+  // large cell. The same cells in the same calls give the same bits.
   [[nodiscard]] virtual AttentionPartial NewPartial(uint32_t num_queries) const = 0;
-  virtual void Attend(std::span<const std::byte> cell, uint32_t token_begin, uint32_t token_end,
-                      const PreparedQueries& queries, const AttentionOptions& options,
-                      AttentionPartial* partial) const = 0;
+  virtual void Attend(std::span<const CellTokens> cells, const PreparedQueries& queries,
+                      const AttentionOptions& options, AttentionPartial* partial) const = 0;
+  void Attend(std::span<const std::byte> cell, uint32_t token_begin, uint32_t token_end,
+              const PreparedQueries& queries, const AttentionOptions& options,
+              AttentionPartial* partial) const {
+    const CellTokens one = {cell.data(), token_begin, token_end};
+    Attend({&one, 1}, queries, options, partial);
+  }
   // out: [num_queries, value_dim] normalised output; lse: [num_queries] natural log-sum-exp of the
   // logits. An empty partial gives zeros and -inf.
   virtual void Finish(const AttentionPartial& partial, float* out, float* lse) const = 0;

@@ -65,8 +65,8 @@ absl::StatusOr<Isa> ChooseIsa(absl::string_view forced) {
     return absl::FailedPreconditionError(
         absl::StrCat("isa is '", forced, "', but this CPU or this build lacks it"));
   }
-  return absl::InvalidArgumentError(
-      absl::StrCat("isa is '", forced, "', must be one of auto, scalar, avx2, avx512, avx512-vnni"));
+  return absl::InvalidArgumentError(absl::StrCat(
+      "isa is '", forced, "', must be one of auto, scalar, avx2, avx512, avx512-vnni"));
 }
 
 const KernelTable& KernelsOf(Isa isa) {

@@ -120,8 +120,7 @@ void StoreHalf(void* p, F x) {
 
 // Sixteen bytes, in every lane's reach.
 U LoadBytes16(const void* p) {
-  const __m256i x =
-      _mm256_broadcastsi128_si256(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+  const __m256i x = _mm256_broadcastsi128_si256(_mm_loadu_si128(static_cast<const __m128i*>(p)));
   return {x, x};
 }
 // table[16], by the bytes of each lane, which are below 16.

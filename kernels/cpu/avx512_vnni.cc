@@ -1,5 +1,6 @@
-// Kernels for AVX-512 with VBMI (lookups of bytes in 64) and VNNI (dot products of bytes). Built with those flags only; everything is in an unnamed
-// namespace, so that nothing compiled here can be linked into code that runs on other machines.
+// Kernels for AVX-512 with VBMI (lookups of bytes in 64) and VNNI (dot products of bytes). Built
+// with those flags only; everything is in an unnamed namespace, so that nothing compiled here can
+// be linked into code that runs on other machines.
 #include <immintrin.h>
 
 #include <cstddef>

@@ -21,15 +21,14 @@ struct SharedProjections {
 [[nodiscard]] SharedProjections MakeProjections(const KvLayout& layout,
                                                 const CodecProfile& profile);
 
-// Room for the integer tables of several queries over `words` words.
-class TableSpace {
+// Makes and holds the integer tables of several queries over planes of `words` words.
+class ScoreTables {
  public:
-  TableSpace(size_t num_tables, uint32_t words)
-      : words_(words), lines_(num_tables * 2 * words), weights_(num_tables * 8 * words) {}
+  ScoreTables(size_t num_tables, uint32_t words);
 
-  // Rounds `sums` (BuildTables) into the room of number `index`; the factors and the bias of the
-  // result are 0.
-  [[nodiscard]] ScoreTable Quantize(size_t index, const float* sums, const KernelTable& kernels);
+  // Number `index` from a query projected, over 2^exponent. Its bias is 0.
+  ScoreTable Build(size_t index, const std::vector<CodeGroup>& groups, const float* projected,
+                   int exponent, const KernelTable& kernels);
 
  private:
   struct alignas(kLineBytes) Line {
@@ -37,8 +36,9 @@ class TableSpace {
   };
 
   uint32_t words_;
-  std::vector<Line> lines_;  // [tables][words][2]
+  std::vector<Line> entries_;  // [tables][words][2]
   std::vector<uint8_t> weights_;
+  std::vector<float> scratch_;
 };
 
 // Queries in a codec's terms: what PrepareQueries keeps of them.
@@ -57,17 +57,16 @@ class CpuQueries final : public PreparedQueries {
     return projected_.data() + q * projected_row_;
   }
   [[nodiscard]] int exponent(uint32_t q) const { return exponents_[q]; }
-  void set_exponent(uint32_t q, int exponent);
+  void set_exponent(uint32_t q, int exponent) { exponents_[q] = exponent; }
   // What nibbles of planes add to the scores of q; its bias is <q, registered mean key>.
   [[nodiscard]] const ScoreTable& table(uint32_t q) const { return tables_[q]; }
-  // Rounds `sums` (BuildTables) of q / 2^exponent.
-  void SetTable(uint32_t q, const float* sums, const KernelTable& kernels);
-  void set_bias(uint32_t q, float bias) { tables_[q].bias = bias; }
+  [[nodiscard]] ScoreTable& table(uint32_t q) { return tables_[q]; }
+  [[nodiscard]] ScoreTables& space() { return space_; }
 
  private:
   size_t row_;
   size_t projected_row_;
-  TableSpace space_;
+  ScoreTables space_;
   std::vector<int> exponents_;
   std::vector<float> queries_;
   std::vector<float> projected_;
@@ -98,12 +97,13 @@ class CpuCellCodec final : public CellCodec {
                                     MutableRowsView values) const override;
   [[nodiscard]] std::unique_ptr<PreparedQueries> PrepareQueries(
       std::span<const float> queries) const override;
-  void Score(std::span<const std::byte> cell, uint32_t token_begin, uint32_t token_end,
-             const PreparedQueries& queries, float* scores, size_t scores_stride) const override;
+  using CellCodec::Attend;
+  using CellCodec::Score;
+  void Score(std::span<const CellTokens> cells, const PreparedQueries& queries, float* scores,
+             size_t scores_stride) const override;
   [[nodiscard]] AttentionPartial NewPartial(uint32_t num_queries) const override;
-  void Attend(std::span<const std::byte> cell, uint32_t token_begin, uint32_t token_end,
-              const PreparedQueries& queries, const AttentionOptions& options,
-              AttentionPartial* partial) const override;
+  void Attend(std::span<const CellTokens> cells, const PreparedQueries& queries,
+              const AttentionOptions& options, AttentionPartial* partial) const override;
   void Finish(const AttentionPartial& partial, float* out, float* lse) const override;
 
   // Of kOrthogonal and kGaussian.
@@ -153,19 +153,29 @@ class CpuCellCodec final : public CellCodec {
   void DecodeValues(const uint8_t* cell, uint32_t num_tokens, DType dtype,
                     MutableRowsView out) const;
 
-  void ScoreTiles(const uint8_t* cell, uint32_t tile_begin, uint32_t tile_end,
-                  const CpuQueries& queries, uint32_t first_query, Scores* scores) const;
-  void AddResiduals(const uint8_t* cell, uint32_t tile_begin, uint32_t tile_end,
-                    const CpuQueries& queries, uint32_t first_query, Scores* scores) const;
+  // What scoring reads of a cell, or the beginning of that; and what attention reads besides.
+  void PrefetchKeys(const std::byte* cell) const;
+  // How many cells ahead of the one being read.
+  [[nodiscard]] size_t CellsAhead() const;
+  void PrefetchValues(const std::byte* cell) const;
+  // Scores of the tiles that hold `tokens`, of num_queries queries: [num_queries][stride], from the
+  // first tile's first token on.
+  void ScoreTokens(const CellTokens& tokens, const CpuQueries& queries, uint32_t first_query,
+                   uint32_t num_queries, float* scores, size_t stride) const;
+  void ScoreCodes(const uint8_t* cell, ScorePlanesArgs args, const CpuQueries& queries,
+                  uint32_t first_query) const;
+  void AddResiduals(const uint8_t* cell, const ScorePlanesArgs& args, const CpuQueries& queries,
+                    uint32_t first_query) const;
   void ScoreGroups(const uint8_t* cell, const CpuQueries& queries, uint32_t first_query,
                    ScorePlanesArgs args) const;
-  void ScoreTokens(const uint8_t* cell, uint32_t token_begin, uint32_t token_end,
-                   const CpuQueries& queries, uint32_t first_query, Scores* scores) const;
-  void AttendValues(const uint8_t* cell, uint32_t token_begin, uint32_t token_end,
-                    uint32_t first_query, Scores* scores, AttentionPartial* partial) const;
-  void WeighTokens(Scores* scores, const uint8_t* scales, size_t scale_stride, float* zeros,
-                   AttendCodesArgs* args) const;
-  void AttendMinMax(const uint8_t* cell, Scores* scores, AttendCodesArgs args) const;
+  void AttendTogether(std::span<const CellTokens> cells, const CpuQueries& queries,
+                      uint32_t first_query, const AttentionOptions& options, Scores* scores,
+                      AttentionPartial* partial) const;
+  void AttendRawValues(std::span<const CellTokens> cells, const Scores& scores,
+                       float* const* out) const;
+  void AttendCodes(std::span<const CellTokens> cells, Scores* scores, float* const* out) const;
+  void WeighTokens(Scores* scores, size_t offset, float* zeros, AttendCodesArgs* args) const;
+  void AttendMinMax(Scores* scores, AttendCodesArgs args) const;
 
   KvLayout layout_;
   CodecProfile profile_;

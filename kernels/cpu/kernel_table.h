@@ -95,9 +95,14 @@ struct ScoreTable {
 };
 constexpr uint32_t kMaxWeight = 63;  // 2 * 255 * 63 * 2 fits 16 bits
 
-struct QuantizeTableArgs {
-  const float* sums;  // [8 * words][16]: what each value of each nibble adds
+// Of one query, projected; what its codes' groups are worth.
+struct BuildTableArgs {
+  const CodeGroup* groups;
+  uint32_t num_groups;
   uint32_t words;
+  const float* projected;  // [rows of the groups]
+  float* sums;             // scratch [8 * words][16]: what each value of each nibble adds
+  float* largest;          // scratch [8 * words, to a multiple of 16]: the largest of each nibble
   uint8_t* entries;
   uint8_t* weights;
   float* step;
@@ -112,8 +117,9 @@ struct ScorePlanesArgs {
   uint32_t tile_begin, tile_end;
   uint32_t num_queries;  // 1..kQueryTile
   const ScoreTable* tables[kQueryTile];
-  bool accumulate;  // add to scores rather than set
-  float* scores;    // [num_queries][stride], index = token of the cell
+  size_t prefetch_bytes;  // how far ahead of the tile to prefetch
+  bool accumulate;        // add to scores rather than set
+  float* scores;          // [num_queries][stride], from the first token of tile_begin on
   size_t stride;
 };
 
@@ -125,7 +131,7 @@ struct ScoreResidualsArgs {
   uint32_t tile_begin, tile_end;
   const float* query;  // [num_outliers]
   Pow2Factors factors;
-  float* scores;
+  float* scores;  // from the first token of tile_begin on
 };
 
 // Splits the projection of a query between channels inside and outside `channels`:
@@ -147,7 +153,7 @@ struct ScoreRowsArgs {
   uint32_t token_begin, token_end;
   uint32_t num_queries;
   const float* queries[kQueryTile];  // [dim rounded up to 16, zeros behind]
-  float* scores;                     // [num_queries][stride], index = token
+  float* scores;  // [num_queries][stride], from the first token of token_begin's tile on
   size_t stride;
 };
 
@@ -167,12 +173,12 @@ struct SoftmaxArgs {
 // sums of them are exact. u = round(kMaxDigits * w s / largest).
 constexpr uint32_t kMaxDigits = 127 * 128 + 127;
 struct WeighTokensArgs {
-  const float* weights;   // index = token; 0 outside the range, within its tiles
-  const uint8_t* scales;  // u16 [16] of each tile, scale_stride bytes apart
-  size_t scale_stride;
+  const float* weights;          // [num_tiles][16]
+  const uint8_t* const* scales;  // of each tile: u16 [16], `offset` bytes from here
+  size_t offset;
   bool has_zeros;  // i16 [16] zero points stand behind each 16 scales
-  uint32_t tile_begin, tile_end;
-  uint8_t* digits;   // [tiles of the cell][2][16]: the upper digits, then the lower
+  uint32_t num_tiles;
+  uint8_t* digits;   // [num_tiles][2][16]: the upper digits, then the lower
   float* largest;    // weight times scale of u = kMaxDigits
   float* total;      // sum of u; exact
   float* zeros_sum;  // 2^-20 times the sum of weight, scale and zero point; if has_zeros
@@ -182,9 +188,8 @@ struct WeighTokensArgs {
 struct AttendCodesArgs {
   const CodeGroup* groups;
   uint32_t num_groups;
-  const uint8_t* lines;  // [tiles][line_stride] of 64 bytes
-  uint32_t line_stride;
-  uint32_t tile_begin, tile_end;
+  const uint8_t* const* lines;  // of each tile: its lines of 64 bytes
+  uint32_t num_tiles;
   uint32_t num_queries;
   const uint8_t* digits[kQueryTile];
   float largest[kQueryTile];
@@ -205,7 +210,7 @@ struct AttendRowsArgs {
   uint32_t dim;
   uint32_t token_begin, token_end;
   uint32_t num_queries;
-  const float* weights;
+  const float* weights;  // [num_queries][stride], from token_begin on
   size_t stride;
   float factor;  // of every weight
   float* out[kQueryTile];
@@ -247,7 +252,7 @@ struct KernelTable {
   void (*unpack_values)(const CodeGroup* groups, uint32_t num_groups, const uint8_t* lines,
                         float* rows);
 
-  void (*quantize_table)(const QuantizeTableArgs& args);
+  void (*build_table)(const BuildTableArgs& args);
   void (*score_planes)(const ScorePlanesArgs& args);
   void (*score_residuals)(const ScoreResidualsArgs& args);
   void (*split_query)(const SplitQueryArgs& args);

@@ -295,9 +295,7 @@ void SumEntries(const ScorePlanesArgs& args, uint32_t tile, U (*sums)[kQueries])
       const uint8_t* entries = args.tables[q]->entries + 16 * place;
       const uint32_t weight = args.tables[q]->weights[place];
       const U word = LoadU(line + 64 * (n / 8));
-      SKETCHKV_EACH_LANE {
-        sums[0][q].v[i] += weight * entries[word.v[i] >> 4 * (n % 8) & 15];
-      }
+      SKETCHKV_EACH_LANE { sums[0][q].v[i] += weight * entries[word.v[i] >> 4 * (n % 8) & 15]; }
     }
   }
 }

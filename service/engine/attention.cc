@@ -69,22 +69,21 @@ std::unique_ptr<PreparedQueries> PrepareUnit(const AttentionRequest& request,
   return CodecOf(request, unit).PrepareQueries(gathered);
 }
 
-// Calls visit(cell bytes, first, last token in the cell, tokens before it) for each cell of `head`
-// that has tokens in [begin, end).
-template <typename Visit>
-void VisitCells(const Model& model, const AttentionTarget& target, uint32_t layer, uint32_t head,
-                uint32_t begin, uint32_t end, const Visit& visit) {
-  const size_t offset = model.codec->cell_offset(layer, head);
-  const size_t bytes = model.codec->cell_bytes(layer);
+// The cells of a unit's head that hold its tokens, in order.
+std::vector<CellTokens> CellsOf(const Model& model, const AttentionItem& item,
+                                const AttentionTarget& target, const Unit& unit) {
+  const size_t offset = model.codec->cell_offset(item.layer, item.head_begin + unit.head);
+  std::vector<CellTokens> cells;
   const auto first =
-      std::upper_bound(target.block_begin.begin(), target.block_begin.end(), begin) - 1;
+      std::upper_bound(target.block_begin.begin(), target.block_begin.end(), unit.token_begin) - 1;
   for (size_t i = first - target.block_begin.begin(); i < target.blocks.size(); ++i) {
     const uint32_t block_begin = target.block_begin[i];
-    if (block_begin >= end) break;
-    const uint32_t from = std::max(begin, block_begin) - block_begin;
-    const uint32_t to = std::min(end, target.block_begin[i + 1]) - block_begin;
-    if (from < to) visit(target.blocks[i].bytes.subspan(offset, bytes), from, to, block_begin);
+    if (block_begin >= unit.token_end) break;
+    const uint32_t from = std::max(unit.token_begin, block_begin) - block_begin;
+    const uint32_t to = std::min(unit.token_end, target.block_begin[i + 1]) - block_begin;
+    if (from < to) cells.push_back({target.blocks[i].bytes.data() + offset, from, to});
   }
+  return cells;
 }
 
 // A unit and what a partial costs besides its numbers.
@@ -272,11 +271,8 @@ absl::StatusOr<std::vector<AttentionResult>> ComputeAttention(const AttentionReq
     const CellCodec& codec = CodecOf(request, unit);
     const auto queries = PrepareUnit(request, shapes[unit.item], unit);
     partials[i] = codec.NewPartial(unit.num_rows);
-    VisitCells(model, *targets[unit.item], item.layer, item.head_begin + unit.head,
-               unit.token_begin, unit.token_end,
-               [&](std::span<const std::byte> cell, uint32_t from, uint32_t to, uint32_t) {
-                 codec.Attend(cell, from, to, *queries, item.options, &partials[i]);
-               });
+    codec.Attend(CellsOf(model, item, *targets[unit.item], unit), *queries, item.options,
+                 &partials[i]);
   }));
 
   std::vector<AttentionResult> results(request.items.size());
@@ -336,24 +332,18 @@ absl::StatusOr<std::vector<ScoreResult>> ComputeScores(const AttentionRequest& r
     ScoreResult& result = results[unit.item];
     const CellCodec& codec = CodecOf(request, unit);
     const auto queries = PrepareUnit(request, shape, unit);
-    const uint32_t most_tokens =
-        std::min(model.layout().block_tokens, unit.token_end - unit.token_begin);
-    std::vector<float> scores(size_t{unit.num_rows} * most_tokens);
-    const auto score_cell = [&](std::span<const std::byte> cell, uint32_t from, uint32_t to,
-                                uint32_t block_begin) {
-      const uint32_t count = to - from;
-      codec.Score(cell, from, to, *queries, scores.data(), count);
-      for (uint32_t row = 0; row < unit.num_rows; ++row) {
-        const size_t index = RowIndex(request, shape, unit.head, unit.row_begin + row);
-        float* logits = result.logits.data() + index * result.num_tokens +
-                        (block_begin + from - result.token_begin);
-        for (uint32_t t = 0; t < count; ++t) {
-          logits[t] = CapLogit(scores[size_t{row} * count + t], item.options);
-        }
+    const std::vector<CellTokens> cells = CellsOf(model, item, *targets[unit.item], unit);
+    const uint32_t count = unit.token_end - unit.token_begin;
+    std::vector<float> scores(size_t{unit.num_rows} * count);
+    codec.Score(cells, *queries, scores.data(), count);
+    for (uint32_t row = 0; row < unit.num_rows; ++row) {
+      const size_t index = RowIndex(request, shape, unit.head, unit.row_begin + row);
+      float* logits = result.logits.data() + index * result.num_tokens +
+                      (unit.token_begin - result.token_begin);
+      for (uint32_t t = 0; t < count; ++t) {
+        logits[t] = CapLogit(scores[size_t{row} * count + t], item.options);
       }
-    };
-    VisitCells(model, *targets[unit.item], item.layer, item.head_begin + unit.head,
-               unit.token_begin, unit.token_end, score_cell);
+    }
   }));
   return results;
 }

@@ -18,7 +18,7 @@ struct Accuracy {
   double pair = 0;
   double pooled = 0;
   double rounding = 0;  // as pooled, of the estimate against <q, decoded k>
-  double slope = 0;  // of the estimate on q.k, by least squares through 0
+  double slope = 0;     // of the estimate on q.k, by least squares through 0
   BitsPerNumber bits;
 };
 
@@ -90,8 +90,8 @@ Accuracy Measure(const ProfileRequest& request, const Setting& s, uint32_t layer
   result.slope = along / exact_squares;
   result.bits = block->bits_per_number();
   std::cout << "d " << s.dim << " tokens " << s.block_tokens << ": pair " << result.pair
-            << " pooled " << result.pooled << " rounding " << result.rounding << " slope " << result.slope << " key bits "
-            << result.bits.keys << std::endl;
+            << " pooled " << result.pooled << " rounding " << result.rounding << " slope "
+            << result.slope << " key bits " << result.bits.keys << std::endl;
   return result;
 }
 
@@ -110,8 +110,9 @@ TEST_P(QjlAccuracy, ErrorIsWithinTwoPercentOfTheoryAndUnbiased) {
 }
 
 // The bars of the family on Gaussian keys, d = 128, where Lloyd-Max codes with an exact scale have
-// sqrt(D / (1 - D) / d): 0.0321, 0.0167 and 0.0086 before the search for each key's unit. Three bits
-// with all levels free would be 0.0160; a quarter of them are sums of bits (kernels/README.md).
+// sqrt(D / (1 - D) / d): 0.0321, 0.0167 and 0.0086 before the search for each key's unit. Three
+// bits with all levels free would be 0.0160; a quarter of them are sums of bits
+// (kernels/README.md).
 TEST(AccuracyTest, RefinementPlanesMeetTheirBarsUnbiased) {
   const struct {
     const char* name;

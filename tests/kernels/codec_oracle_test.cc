@@ -588,6 +588,55 @@ TEST(CodecOracleTest, CellsFoldIntoOnePartial) {
   }
 }
 
+// Cells of 16 tokens, the first and the last in part, and a short one on the way.
+TEST(CodecOracleTest, CellsInOneCallAreTheSameAsOneAtATime) {
+  for (const char* name : {"raw", "qjl", "qjl3p", "qjl-paper"}) {
+    SCOPED_TRACE(name);
+    std::vector<std::unique_ptr<Subject>> subjects;
+    std::vector<CellTokens> cells;
+    for (uint32_t i = 0; i < 40; ++i) {
+      subjects.push_back(std::make_unique<Subject>(Layout(64, 48, 16), Named(name), 16, 100 + 2 * i,
+                                                   i == 30 ? 2.0 : 1.0));
+      cells.push_back({subjects.back()->bytes().data(), 0, 16});
+    }
+    cells.front().token_begin = 5;
+    cells[20].token_end = 9;
+    cells[25].token_begin = cells[25].token_end = 3;
+    cells.back().token_end = 11;
+    const CellCodec& codec = subjects[0]->cell();
+    const uint32_t num_queries = 6;
+    const auto queries = RandomQueries(num_queries, 64, 1);
+    const auto prepared = codec.PrepareQueries(queries);
+    Matrix scores(num_queries), values;
+    for (size_t i = 0; i < cells.size(); ++i) {
+      const uint32_t begin = cells[i].token_begin, end = cells[i].token_end;
+      const Matrix own = ScoresOf(*subjects[i], queries, num_queries, begin, end);
+      for (uint32_t q = 0; q < num_queries; ++q) {
+        scores[q].insert(scores[q].end(), own[q].begin(), own[q].end());
+      }
+      values.insert(values.end(), subjects[i]->parsed.values.begin() + begin,
+                    subjects[i]->parsed.values.begin() + end);
+    }
+    const size_t n = values.size();
+    std::vector<float> together(num_queries * (n + 1), 7.0f);
+    codec.Score(cells, *prepared, together.data(), n + 1);
+    const AttentionOptions options{.softmax_scale = 0.25f};
+    AttentionPartial partial = codec.NewPartial(num_queries);
+    codec.Attend(cells, *prepared, options, &partial);
+    std::vector<float> out(num_queries * 48), lse(num_queries);
+    codec.Finish(partial, out.data(), lse.data());
+    for (uint32_t q = 0; q < num_queries; ++q) {
+      for (size_t t = 0; t < n; ++t) ASSERT_EQ(together[q * (n + 1) + t], scores[q][t]) << t;
+      ASSERT_EQ(together[q * (n + 1) + n], 7.0f) << "wrote behind the tokens";
+      const auto wanted = ReferenceAttend(scores[q], values, 48, options);
+      EXPECT_NEAR(lse[q], wanted.lse, 2e-5 * (1 + std::fabs(wanted.lse)));
+      for (uint32_t c = 0; c < 48; ++c) {
+        EXPECT_NEAR(out[q * 48 + c], wanted.out[c], 2e-4 * Largest(values));
+      }
+    }
+  }
+}
+
 // Thousands of queries in one call, more than one tile of 16, equal to one at a time.
 TEST(CodecOracleTest, ManyQueriesAreTheSameAsOneAtATime) {
   const Subject x(Layout(32, 32, 16), {}, 16, 4);

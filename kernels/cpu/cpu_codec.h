@@ -62,6 +62,9 @@ class CpuQueries final : public PreparedQueries {
   [[nodiscard]] const ScoreTable& table(uint32_t q) const { return tables_[q]; }
   [[nodiscard]] ScoreTable& table(uint32_t q) { return tables_[q]; }
   [[nodiscard]] ScoreTables& space() { return space_; }
+  // <q, mean>; the mean is divided by its own power of two. In one order, in float: equal on every
+  // machine.
+  [[nodiscard]] float MeanScore(uint32_t q, const float* mean, uint32_t dim) const;
 
  private:
   size_t row_;
@@ -110,7 +113,8 @@ class CpuCellCodec final : public CellCodec {
   [[nodiscard]] std::span<const float> dense_projection() const;
 
  private:
-  struct Scores;       // cpu_query.h
+  struct Tiles;        // cpu_tiles.h
+  struct Scores;       // cpu_tiles.h
   struct SketchState;  // cpu_encode_keys.cc
 
   [[nodiscard]] RowsArgs KeyRows(RowsView view) const;
@@ -153,29 +157,29 @@ class CpuCellCodec final : public CellCodec {
   void DecodeValues(const uint8_t* cell, uint32_t num_tokens, DType dtype,
                     MutableRowsView out) const;
 
-  // What scoring reads of a cell, or the beginning of that; and what attention reads besides.
-  void PrefetchKeys(const std::byte* cell) const;
-  // How many cells ahead of the one being read.
-  [[nodiscard]] size_t CellsAhead() const;
-  void PrefetchValues(const std::byte* cell) const;
-  // Scores of the tiles that hold `tokens`, of num_queries queries: [num_queries][stride], from the
-  // first tile's first token on.
-  void ScoreTokens(const CellTokens& tokens, const CpuQueries& queries, uint32_t first_query,
-                   uint32_t num_queries, float* scores, size_t stride) const;
-  void ScoreCodes(const uint8_t* cell, ScorePlanesArgs args, const CpuQueries& queries,
-                  uint32_t first_query) const;
-  void AddResiduals(const uint8_t* cell, const ScorePlanesArgs& args, const CpuQueries& queries,
-                    uint32_t first_query) const;
-  void ScoreGroups(const uint8_t* cell, const CpuQueries& queries, uint32_t first_query,
+  // The first of `cells` that can be queried together, at least one; with_values: for attention.
+  void GatherTiles(std::span<const CellTokens> cells, bool with_values, Tiles* tiles) const;
+  // Scores of `tiles`, of num_queries queries: [num_queries][stride]. prefetch: the keys of the
+  // tiles ahead, and the values if they were gathered.
+  void ScoreTogether(const Tiles& tiles, bool prefetch, const CpuQueries& queries,
+                     uint32_t first_query, uint32_t num_queries, float* scores,
+                     size_t stride) const;
+  void ScoreRawKeys(const CellTokens& tokens, const CpuQueries& queries, uint32_t first_query,
+                    uint32_t num_queries, float* scores, size_t stride) const;
+  // Of profiles with constants of each block; `args` is complete but for those.
+  void ScoreCell(const CellTokens& tokens, const CpuQueries& queries, uint32_t first_query,
+                 ScorePlanesArgs args) const;
+  void AddResiduals(const CellTokens& tokens, const ScorePlanesArgs& args,
+                    const CpuQueries& queries, uint32_t first_query) const;
+  void ScoreGroups(const CellTokens& tokens, const CpuQueries& queries, uint32_t first_query,
                    ScorePlanesArgs args) const;
-  void AttendTogether(std::span<const CellTokens> cells, const CpuQueries& queries,
-                      uint32_t first_query, const AttentionOptions& options, Scores* scores,
+  void AttendTogether(const Tiles& tiles, const CpuQueries& queries, uint32_t first_query,
+                      const AttentionOptions& options, Scores* scores,
                       AttentionPartial* partial) const;
-  void AttendRawValues(std::span<const CellTokens> cells, const Scores& scores,
-                       float* const* out) const;
-  void AttendCodes(std::span<const CellTokens> cells, Scores* scores, float* const* out) const;
-  void WeighTokens(Scores* scores, size_t offset, float* zeros, AttendCodesArgs* args) const;
-  void AttendMinMax(Scores* scores, AttendCodesArgs args) const;
+  void AttendRawValues(const Tiles& tiles, const Scores& scores, float* const* out) const;
+  void WeighTokens(const Tiles& tiles, Scores* scores, size_t offset, float* zeros,
+                   AttendCodesArgs* args) const;
+  void AttendMinMax(const Tiles& tiles, Scores* scores, AttendCodesArgs args) const;
 
   KvLayout layout_;
   CodecProfile profile_;

@@ -109,17 +109,23 @@ struct BuildTableArgs {
   float* base;
 };
 
+// Lines from at[tile] on that are prefetched when the tile is scored.
+struct PrefetchRun {
+  const uint8_t* const* at;
+  uint32_t lines;
+};
+constexpr uint32_t kPrefetchRuns = 4;
+
 struct ScorePlanesArgs {
-  const uint8_t* planes;  // [tiles][words][16] u32
-  const uint8_t* scales;  // u16 [16] of each tile, scale_stride bytes apart
-  size_t scale_stride;
+  const uint8_t* const* planes;  // of each tile: [words][16] u32
+  const uint8_t* const* scales;  // of each tile: u16 [16]
   uint32_t words;
-  uint32_t tile_begin, tile_end;
+  uint32_t num_tiles;
   uint32_t num_queries;  // 1..kQueryTile
   const ScoreTable* tables[kQueryTile];
-  size_t prefetch_bytes;  // how far ahead of the tile to prefetch
-  bool accumulate;        // add to scores rather than set
-  float* scores;          // [num_queries][stride], from the first token of tile_begin on
+  PrefetchRun prefetch[kPrefetchRuns];
+  bool accumulate;  // add to scores rather than set
+  float* scores;    // [num_queries][stride], tile after tile
   size_t stride;
 };
 

@@ -287,7 +287,7 @@ constexpr int kSixteensTogether = 1;
 // sum over nibbles of weight times entry, per tile and query.
 template <int kQueries, int kTiles>
 void SumEntries(const ScorePlanesArgs& args, uint32_t tile, U (*sums)[kQueries]) {
-  const uint8_t* line = args.planes + static_cast<size_t>(tile) * args.words * 64;
+  const uint8_t* line = args.planes[tile];
   for (int q = 0; q < kQueries; ++q) {
     sums[0][q] = SetU(0);
     for (uint32_t n = 0; n < 8 * args.words; ++n) {

@@ -75,6 +75,12 @@ F Select(U mask, F x, F y) {
           _mm256_blendv_ps(y.b, x.b, _mm256_castsi256_ps(mask.b))};
 }
 
+// x where a > b, else 0.
+F KeepWhereGreater(F a, F b, F x) {
+  return {_mm256_and_ps(_mm256_cmp_ps(a.a, b.a, _CMP_GT_OQ), x.a),
+          _mm256_and_ps(_mm256_cmp_ps(a.b, b.b, _CMP_GT_OQ), x.b)};
+}
+
 U LoadI8(const void* p) {
   const __m128i x = _mm_loadu_si128(static_cast<const __m128i*>(p));
   return {_mm256_cvtepi8_epi32(x), _mm256_cvtepi8_epi32(_mm_srli_si128(x, 8))};

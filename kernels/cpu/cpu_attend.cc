@@ -93,7 +93,8 @@ void CpuCellCodec::WeighTokens(const Tiles& tiles, Scores* scores, size_t offset
   for (uint32_t q = 0; q < args->num_queries; ++q) {
     float largest = 0.0f, total = 0.0f, zeros_sum = 0.0f;
     kernels_.weigh_tokens({scores->of[q], tiles.value_scales, offset, zeros != nullptr,
-                           tiles.num_tiles, scores->digits[q], &largest, &total, &zeros_sum});
+                           tiles.num_tiles, scores->scaled, scores->digits[q], &largest, &total,
+                           &zeros_sum});
     args->digits[q] = scores->digits[q];
     args->largest[q] = largest * PowerOfTwo(-kValueDomain);
     if (zeros == nullptr) continue;

@@ -29,7 +29,8 @@ struct CpuCellCodec::Tiles {
 struct CpuCellCodec::Scores {
   uint32_t num_queries = 0;
   alignas(64) float of[kQueryTile][kMaxCellTokens];
-  uint8_t digits[kQueryTile][2 * kMaxCellTokens];  // WeighTokensArgs
+  alignas(64) float scaled[kMaxCellTokens];  // WeighTokensArgs
+  uint8_t digits[kQueryTile][2 * kMaxCellTokens];
 };
 
 }  // namespace sketchkv

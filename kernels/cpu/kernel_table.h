@@ -184,9 +184,10 @@ struct WeighTokensArgs {
   size_t offset;
   bool has_zeros;  // i16 [16] zero points stand behind each 16 scales
   uint32_t num_tiles;
+  float* scaled;     // scratch [num_tiles][16]
   uint8_t* digits;   // [num_tiles][2][16]: the upper digits, then the lower
   float* largest;    // weight times scale of u = kMaxDigits
-  float* total;      // sum of u; exact
+  float* total;      // sum of u, exact; if has_zeros
   float* zeros_sum;  // 2^-20 times the sum of weight, scale and zero point; if has_zeros
 };
 

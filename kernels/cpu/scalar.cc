@@ -154,6 +154,13 @@ F Select(const U& mask, const F& a, const F& b) {
   return r;
 }
 
+// x where a > b, else 0.
+F KeepWhereGreater(const F& a, const F& b, const F& x) {
+  F r;
+  SKETCHKV_EACH_LANE r.v[i] = a.v[i] > b.v[i] ? x.v[i] : 0.0f;
+  return r;
+}
+
 U LoadI8(const void* p) {
   int8_t x[16];
   __builtin_memcpy(x, p, sizeof(x));
@@ -281,6 +288,7 @@ void Transpose16(float* block) {
   }
 }
 
+template <int kQueries>
 constexpr int kTilesTogether = 1;
 constexpr int kSixteensTogether = 1;
 

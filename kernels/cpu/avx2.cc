@@ -133,21 +133,33 @@ U LoadBytes16(const void* p) {
 U ShuffleBytes(U table, U index) {
   return {_mm256_shuffle_epi8(table.a, index.a), _mm256_shuffle_epi8(table.b, index.b)};
 }
+__m256i Broadcast4(const uint8_t* p) { return _mm256_broadcastd_epi32(_mm_loadu_si32(p)); }
+__m256i SumPairs(__m256i pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
+
 // sum + <digits[4], the four bytes of each lane>: digits below 128, bytes signed.
-U DotBytes(U sum, const uint8_t* digits, U bytes) {
-  int four = 0;
-  __builtin_memcpy(&four, digits, sizeof(four));
-  const __m256i d = _mm256_set1_epi32(four);
-  const __m256i one = _mm256_set1_epi16(1);
-  const __m256i a = _mm256_madd_epi16(_mm256_maddubs_epi16(d, bytes.a), one);
-  const __m256i b = _mm256_madd_epi16(_mm256_maddubs_epi16(d, bytes.b), one);
-  return {_mm256_add_epi32(sum.a, a), _mm256_add_epi32(sum.b, b)};
+U DotBytes7(U sum, const uint8_t* digits, U bytes) {
+  const __m256i d = Broadcast4(digits);
+  return {_mm256_add_epi32(sum.a, SumPairs(_mm256_maddubs_epi16(d, bytes.a))),
+          _mm256_add_epi32(sum.b, SumPairs(_mm256_maddubs_epi16(d, bytes.b)))};
+}
+// Digits below 256: a pair of products would not fit 16 bits.
+__m256i Products8(__m256i even, __m256i odd, __m256i bytes) {
+  return _mm256_add_epi32(SumPairs(_mm256_maddubs_epi16(even, bytes)),
+                          SumPairs(_mm256_maddubs_epi16(odd, bytes)));
+}
+U DotBytes8(U sum, const uint8_t* digits, U bytes) {
+  const __m256i d = Broadcast4(digits);
+  const __m256i low = _mm256_set1_epi16(255);
+  const __m256i even = _mm256_and_si256(d, low), odd = _mm256_andnot_si256(low, d);
+  return {_mm256_add_epi32(sum.a, Products8(even, odd, bytes.a)),
+          _mm256_add_epi32(sum.b, Products8(even, odd, bytes.b))};
 }
 // Four lanes each.
 U FromQuads(__m128i k0, __m128i k4, __m128i k8, __m128i k12) {
   return {_mm256_set_m128i(k4, k0), _mm256_set_m128i(k12, k8)};
 }
 
+template <int kDigits>
 constexpr int kSixteensTogether = 1;
 
 // The kernels use the transpose and the sums.

@@ -15,14 +15,18 @@ namespace {
 // clang-format off
 #include "kernels/cpu/lanes_avx512.inc"
 
-// sum + <digits[4], the four bytes of each lane>: digits below 128, bytes signed.
-U DotBytes(U sum, const uint8_t* digits, U bytes) {
-  int four = 0;
-  __builtin_memcpy(&four, digits, sizeof(four));
-  return {_mm512_dpbusd_epi32(sum.v, _mm512_set1_epi32(four), bytes.v)};
-}
+// From memory: by way of a general register it would take the ports of the lookups.
+__m512i Broadcast4(const uint8_t* p) { return _mm512_broadcastd_epi32(_mm_loadu_si32(p)); }
 
-constexpr int kSixteensTogether = 2;
+// sum + <digits[4], the four bytes of each lane>: digits unsigned, bytes signed.
+U DotBytes8(U sum, const uint8_t* digits, U bytes) {
+  return {_mm512_dpbusd_epi32(sum.v, Broadcast4(digits), bytes.v)};
+}
+U DotBytes7(U sum, const uint8_t* digits, U bytes) { return DotBytes8(sum, digits, bytes); }
+
+// Sums in sixteen registers.
+template <int kDigits>
+constexpr int kSixteensTogether = 4 / kDigits;
 
 #include "kernels/cpu/transpose_avx.inc"
 #include "kernels/cpu/sum_entries_vnni.inc"

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <vector>
 
@@ -11,6 +12,18 @@ namespace {
 // Partial outputs are kept divided by 2^20, so that values near the largest float can be summed
 // over a million tokens.
 constexpr int kValueDomain = 20;
+
+// Fractions of multiples of the golden ratio: any run of them is spread evenly.
+std::array<float, kDitherTiles * kLanes> MakeDither() {
+  std::array<float, kDitherTiles * kLanes> dither;
+  double x = 0.5;
+  for (float& d : dither) {
+    d = static_cast<float>(x - 0.5);
+    x += 0.6180339887498949;
+    if (x >= 1.0) x -= 1.0;
+  }
+  return dither;
+}
 
 }  // namespace
 
@@ -26,19 +39,15 @@ void CpuCellCodec::Attend(std::span<const CellTokens> cells, const PreparedQueri
                           const AttentionOptions& options, AttentionPartial* partial) const {
   const auto& prepared = static_cast<const CpuQueries&>(queries);
   const bool codes = profile_.value_codec != ValueCodec::kRaw;
+  CellCursor cursor(cells);
   Tiles tiles;
   Scores scores;
-  while (!cells.empty()) {
-    if (cells[0].token_begin >= cells[0].token_end) {
-      cells = cells.subspan(1);
-      continue;
-    }
-    GatherTiles(cells, /*with_values=*/codes, &tiles);
+  while (!cursor.done()) {
+    GatherTiles(/*with_values=*/codes, &cursor, &tiles);
     for (uint32_t first = 0; first < prepared.num_queries(); first += kQueryTile) {
       scores.num_queries = std::min(kQueryTile, prepared.num_queries() - first);
       AttendTogether(tiles, prepared, first, options, &scores, partial);
     }
-    cells = cells.subspan(tiles.cells.size());
   }
 }
 
@@ -46,7 +55,7 @@ void CpuCellCodec::AttendTogether(const Tiles& tiles, const CpuQueries& queries,
                                   uint32_t first_query, const AttentionOptions& options,
                                   Scores* scores, AttentionPartial* partial) const {
   ScoreTogether(tiles, /*prefetch=*/first_query == 0, queries, first_query, scores->num_queries,
-                scores->of[0], kMaxCellTokens);
+                scores->of[0], Scores::kTokens);
   const uint32_t dim = value_rows();
   float* out[kQueryTile] = {};
   for (uint32_t q = 0; q < scores->num_queries; ++q) {
@@ -72,14 +81,14 @@ void CpuCellCodec::AttendTogether(const Tiles& tiles, const CpuQueries& queries,
 void CpuCellCodec::AttendRawValues(const Tiles& tiles, const Scores& scores,
                                    float* const* out) const {
   uint32_t token = tiles.token_begin;
-  for (const CellTokens& tokens : tiles.cells) {
+  for (const CellTokens& tokens : std::span(tiles.pieces).first(tiles.num_pieces)) {
     kernels_.attend_rows({StoredValueRows(reinterpret_cast<const uint8_t*>(tokens.cell)),
                           layout_.value_dim,
                           tokens.token_begin,
                           tokens.token_end,
                           scores.num_queries,
                           scores.of[0] + token,
-                          kMaxCellTokens,
+                          Scores::kTokens,
                           PowerOfTwo(-kValueDomain),
                           {out[0], out[1], out[2], out[3]}});
     token += tokens.token_end - tokens.token_begin;
@@ -90,17 +99,21 @@ void CpuCellCodec::AttendRawValues(const Tiles& tiles, const Scores& scores,
 // have none.
 void CpuCellCodec::WeighTokens(const Tiles& tiles, Scores* scores, size_t offset, float* zeros,
                                AttendCodesArgs* args) const {
+  static const std::array<float, kDitherTiles* kLanes> dither = MakeDither();
+  const uint32_t most = value_digits_ == 1 ? kMaxDigit : kMaxDigits;
+  args->num_digits = value_digits_;
   for (uint32_t q = 0; q < args->num_queries; ++q) {
     float largest = 0.0f, total = 0.0f, zeros_sum = 0.0f;
     kernels_.weigh_tokens({scores->of[q], tiles.value_scales, offset, zeros != nullptr,
-                           tiles.num_tiles, scores->scaled, scores->digits[q], &largest, &total,
-                           &zeros_sum});
+                           tiles.num_tiles, value_digits_, dither.data(), scores->scaled,
+                           scores->digits[q], &largest, &total, &zeros_sum});
     args->digits[q] = scores->digits[q];
     args->largest[q] = largest * PowerOfTwo(-kValueDomain);
     if (zeros == nullptr) continue;
     zeros[q] = zeros_sum * kZeroPointUnit;
     // 8-bit codes are taken less 128.
-    if (profile_.value_bits == 8) zeros[q] += 128.0f * (total / kMaxDigits) * args->largest[q];
+    if (profile_.value_bits == 8)
+      zeros[q] += 128.0f * (total / static_cast<float>(most)) * args->largest[q];
   }
 }
 

@@ -67,6 +67,11 @@ std::vector<float> Columns(const ProjectionMatrix& projection, uint32_t rows,
 
 const uint8_t* Bytes(const std::byte* p) { return reinterpret_cast<const uint8_t*>(p); }
 
+// At most.
+bool AllOfTwoBits(const std::vector<CodeGroup>& groups) {
+  return std::all_of(groups.begin(), groups.end(), [](const CodeGroup& g) { return g.bits <= 2; });
+}
+
 }  // namespace
 
 Pow2Factors MakePow2(int exponent) {
@@ -120,6 +125,7 @@ CpuCellCodec::CpuCellCodec(const KvLayout& layout, CodecProfile profile,
       key_groups_(KeyGroups(profile_, layout_, table)),
       outlier_groups_(SecondSketchGroups(profile_)),
       value_groups_(ValueGroups(profile_, layout_, table)),
+      value_digits_(AllOfTwoBits(value_groups_) ? 1 : 2),
       key_unit_energy_(UnitEnergy(key_groups_)),
       value_unit_energy_(UnitEnergy(value_groups_)),
       key_fp8_(Fp8Values(layout_.key_dtype, layout_.key_scale)),

@@ -13,6 +13,8 @@
 
 namespace sketchkv {
 
+class CellCursor;  // cpu_tiles.h
+
 // What several cells' codecs share: the projections of a profile (those that no table gives).
 struct SharedProjections {
   std::shared_ptr<const ProjectionMatrix> keys;    // null for raw keys and a registered basis
@@ -157,8 +159,9 @@ class CpuCellCodec final : public CellCodec {
   void DecodeValues(const uint8_t* cell, uint32_t num_tokens, DType dtype,
                     MutableRowsView out) const;
 
-  // The first of `cells` that can be queried together, at least one; with_values: for attention.
-  void GatherTiles(std::span<const CellTokens> cells, bool with_values, Tiles* tiles) const;
+  // Takes from the cursor what can be queried together, at least one token; with_values: for
+  // attention.
+  void GatherTiles(bool with_values, CellCursor* cursor, Tiles* tiles) const;
   // Scores of `tiles`, of num_queries queries: [num_queries][stride]. prefetch: the keys of the
   // tiles ahead, and the values if they were gathered.
   void ScoreTogether(const Tiles& tiles, bool prefetch, const CpuQueries& queries,
@@ -191,6 +194,7 @@ class CpuCellCodec final : public CellCodec {
   std::vector<CodeGroup> key_groups_;
   std::vector<CodeGroup> outlier_groups_;  // second sketch
   std::vector<CodeGroup> value_groups_;
+  uint32_t value_digits_;  // of the weights that attention gives values
   float key_unit_energy_;
   float value_unit_energy_;
   std::vector<float> columns_;           // second sketch: S transposed, [head_dim][sign_bits]

@@ -6,10 +6,6 @@
 namespace sketchkv {
 namespace {
 
-// Cells are queried together up to so many tiles: enough to pay for what is done once for all of
-// them, few enough to stay in the first cache between scores and values.
-constexpr uint32_t kTilesTogether = 16;
-
 const uint8_t* Bytes(const std::byte* cell) { return reinterpret_cast<const uint8_t*>(cell); }
 
 uint32_t FirstTile(const CellTokens& tokens) { return tokens.token_begin / kLanes; }
@@ -18,31 +14,44 @@ uint32_t EndTile(const CellTokens& tokens) {
 }
 uint32_t NumTiles(const CellTokens& tokens) { return EndTile(tokens) - FirstTile(tokens); }
 
-// Those whose tokens fill whole tiles where cells meet.
-std::span<const CellTokens> FirstTogether(std::span<const CellTokens> cells) {
-  uint32_t tiles = NumTiles(cells[0]);
-  size_t i = 1;
-  for (; i < cells.size(); ++i) {
-    if (cells[i - 1].token_end % kLanes != 0 || cells[i].token_begin % kLanes != 0) break;
-    tiles += NumTiles(cells[i]);
-    if (tiles > kTilesTogether) break;
-  }
-  return cells.first(i);
-}
-
 }  // namespace
 
-void CpuCellCodec::GatherTiles(std::span<const CellTokens> cells, bool with_values,
-                               Tiles* tiles) const {
-  tiles->cells = FirstTogether(cells);
-  tiles->token_begin = tiles->token_end = cells[0].token_begin % kLanes;
-  tiles->num_tiles = 0;
+void CellCursor::Settle() {
+  while (!cells_.empty()) {
+    if (!begun_) token_ = cells_[0].token_begin;
+    begun_ = true;
+    if (token_ < cells_[0].token_end) return;
+    cells_ = cells_.subspan(1);
+    begun_ = false;
+  }
+}
+
+CellTokens CellCursor::Peek(uint32_t num_tiles) const {
+  const uint32_t most = (token_ / kLanes + num_tiles) * kLanes;
+  return {cells_[0].cell, token_, std::min(cells_[0].token_end, most)};
+}
+
+void CellCursor::Take(const CellTokens& piece) {
+  token_ = piece.token_end;
+  Settle();
+}
+
+void CpuCellCodec::GatherTiles(bool with_values, CellCursor* cursor, Tiles* tiles) const {
   tiles->with_values = with_values;
+  tiles->num_pieces = tiles->num_tiles = 0;
   const bool min_max = profile_.value_codec == ValueCodec::kMinMax;
-  for (const CellTokens& tokens : tiles->cells) {
-    tiles->token_end += tokens.token_end - tokens.token_begin;
-    const uint8_t* cell = Bytes(tokens.cell);
-    for (uint32_t own = FirstTile(tokens); own < EndTile(tokens); ++own) {
+  while (!cursor->done() && tiles->num_tiles < Tiles::kMost) {
+    const CellTokens piece = cursor->Peek(Tiles::kMost - tiles->num_tiles);
+    if (tiles->num_pieces == 0) {
+      tiles->token_begin = tiles->token_end = piece.token_begin % kLanes;
+    } else if (tiles->token_end % kLanes != 0 || piece.token_begin % kLanes != 0) {
+      break;
+    }
+    cursor->Take(piece);
+    tiles->pieces[tiles->num_pieces++] = piece;
+    tiles->token_end += piece.token_end - piece.token_begin;
+    const uint8_t* cell = Bytes(piece.cell);
+    for (uint32_t own = FirstTile(piece); own < EndTile(piece); ++own) {
       const uint32_t tile = tiles->num_tiles++;
       tiles->planes[tile] = cell + format_.plane_offset(own);
       tiles->key_scales[tile] = cell + format_.scale_offset(own, format_.key_scale_row);
@@ -53,15 +62,17 @@ void CpuCellCodec::GatherTiles(std::span<const CellTokens> cells, bool with_valu
                   : cell + format_.scale_offset(own, format_.value_scale_row);
     }
   }
-  const uint32_t end = tiles->num_tiles + Tiles::kAhead;
+  CellCursor ahead = *cursor;
   uint32_t tile = tiles->num_tiles;
-  for (const CellTokens& tokens : cells.subspan(tiles->cells.size())) {
-    for (uint32_t own = FirstTile(tokens); own < EndTile(tokens) && tile < end; ++own, ++tile) {
-      const uint8_t* cell = Bytes(tokens.cell);
-      tiles->planes[tile] = cell + format_.plane_offset(own);
-      tiles->key_scales[tile] = cell + format_.scale_offset(own, format_.key_scale_row);
+  const uint32_t end = tile + Tiles::kAhead;
+  while (!ahead.done() && tile < end) {
+    const CellTokens piece = ahead.Peek(end - tile);
+    ahead.Take(piece);
+    for (uint32_t own = FirstTile(piece); own < EndTile(piece); ++own, ++tile) {
+      tiles->planes[tile] = Bytes(piece.cell) + format_.plane_offset(own);
+      tiles->key_scales[tile] =
+          Bytes(piece.cell) + format_.scale_offset(own, format_.key_scale_row);
     }
-    if (tile == end) break;
   }
   for (; tile < end; ++tile) {
     tiles->planes[tile] = tiles->planes[tiles->num_tiles - 1];
@@ -73,7 +84,7 @@ void CpuCellCodec::ScoreTogether(const Tiles& tiles, bool prefetch, const CpuQue
                                  uint32_t first_query, uint32_t num_queries, float* scores,
                                  size_t stride) const {
   if (profile_.key_codec == KeyCodec::kRaw) {
-    for (const CellTokens& tokens : tiles.cells) {
+    for (const CellTokens& tokens : std::span(tiles.pieces).first(tiles.num_pieces)) {
       ScoreRawKeys(tokens, queries, first_query, num_queries, scores, stride);
       scores += size_t{NumTiles(tokens)} * kLanes;
     }
@@ -99,7 +110,7 @@ void CpuCellCodec::ScoreTogether(const Tiles& tiles, bool prefetch, const CpuQue
   if (profile_.centering != Centering::kBlock && profile_.num_outliers == 0) {
     return kernels_.score_planes(args);
   }
-  for (const CellTokens& tokens : tiles.cells) {
+  for (const CellTokens& tokens : std::span(tiles.pieces).first(tiles.num_pieces)) {
     args.num_tiles = NumTiles(tokens);
     ScoreCell(tokens, queries, first_query, args);
     args.planes += args.num_tiles;
@@ -230,14 +241,11 @@ void CpuCellCodec::ScoreRawKeys(const CellTokens& tokens, const CpuQueries& quer
 void CpuCellCodec::Score(std::span<const CellTokens> cells, const PreparedQueries& queries,
                          float* scores, size_t scores_stride) const {
   const auto& prepared = static_cast<const CpuQueries&>(queries);
+  CellCursor cursor(cells);
   Tiles tiles;
   Scores padded;
-  while (!cells.empty()) {
-    if (cells[0].token_begin >= cells[0].token_end) {
-      cells = cells.subspan(1);
-      continue;
-    }
-    GatherTiles(cells, /*with_values=*/false, &tiles);
+  while (!cursor.done()) {
+    GatherTiles(/*with_values=*/false, &cursor, &tiles);
     const uint32_t begin = tiles.token_begin, end = tiles.token_end;
     const bool whole = begin == 0 && end % kLanes == 0;
     for (uint32_t first = 0; first < prepared.num_queries(); first += kQueryTile) {
@@ -247,13 +255,12 @@ void CpuCellCodec::Score(std::span<const CellTokens> cells, const PreparedQuerie
         ScoreTogether(tiles, first == 0, prepared, first, count, out, scores_stride);
         continue;
       }
-      ScoreTogether(tiles, first == 0, prepared, first, count, padded.of[0], kMaxCellTokens);
+      ScoreTogether(tiles, first == 0, prepared, first, count, padded.of[0], Scores::kTokens);
       for (uint32_t q = 0; q < count; ++q) {
         std::copy_n(padded.of[q] + begin, end - begin, out + q * scores_stride);
       }
     }
     scores += end - begin;
-    cells = cells.subspan(tiles.cells.size());
   }
 }
 

@@ -175,29 +175,36 @@ struct SoftmaxArgs {
   uint32_t dim;
 };
 
-// Weights of tokens times the tokens' scales, rounded to integers of two digits of 7 bits, so that
-// sums of them are exact. u = round(kMaxDigits * w s / largest).
+// Weights of tokens times the tokens' scales, rounded to integers relative to the largest, so that
+// sums of them are exact: two digits of 7 bits, or one of 8 for values of at most 2 bits. What the
+// one leaves of many small weights would be lost if all were rounded down: a dither of
+// equidistributed numbers decides.
 constexpr uint32_t kMaxDigits = 127 * 128 + 127;
+constexpr uint32_t kMaxDigit = 255;
+constexpr uint32_t kDitherTiles = 16;
 struct WeighTokensArgs {
   const float* weights;          // [num_tiles][16]
   const uint8_t* const* scales;  // of each tile: u16 [16], `offset` bytes from here
   size_t offset;
   bool has_zeros;  // i16 [16] zero points stand behind each 16 scales
   uint32_t num_tiles;
-  float* scaled;     // scratch [num_tiles][16]
-  uint8_t* digits;   // [num_tiles][2][16]: the upper digits, then the lower
-  float* largest;    // weight times scale of u = kMaxDigits
-  float* total;      // sum of u, exact; if has_zeros
-  float* zeros_sum;  // 2^-20 times the sum of weight, scale and zero point; if has_zeros
+  uint32_t num_digits;  // 1 or 2
+  const float* dither;  // [kDitherTiles][16] in (-1/2, 1/2)
+  float* scaled;        // scratch [num_tiles][16]
+  uint8_t* digits;      // [num_tiles][num_digits][16]: the upper digits, then the lower
+  float* largest;       // weight times scale of the largest integer
+  float* total;         // sum of u, exact; if has_zeros
+  float* zeros_sum;     // 2^-20 times the sum of weight, scale and zero point; if has_zeros
 };
 
-// out += largest * sum_t u_t / kMaxDigits * level_t, lane = channel.
+// out += largest * sum_t u_t / (the largest integer) * level_t, lane = channel.
 struct AttendCodesArgs {
   const CodeGroup* groups;
   uint32_t num_groups;
   const uint8_t* const* lines;  // of each tile: its lines of 64 bytes
   uint32_t num_tiles;
   uint32_t num_queries;
+  uint32_t num_digits;
   const uint8_t* digits[kQueryTile];
   float largest[kQueryTile];
   float* out[kQueryTile];  // [rows of all groups]

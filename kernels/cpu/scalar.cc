@@ -266,8 +266,8 @@ U ShuffleBytes(const U& table, const U& index) {
   for (uint8_t& byte : at) byte = entries[byte & 15];
   return LoadU(at);
 }
-// sum + <digits[4], the four bytes of each lane>: digits below 128, bytes signed.
-U DotBytes(const U& sum, const uint8_t* digits, const U& bytes) {
+// sum + <digits[4], the four bytes of each lane>: digits unsigned, bytes signed.
+U DotBytes8(const U& sum, const uint8_t* digits, const U& bytes) {
   int8_t x[64];
   __builtin_memcpy(x, bytes.v, sizeof(x));
   U r = sum;
@@ -275,6 +275,10 @@ U DotBytes(const U& sum, const uint8_t* digits, const U& bytes) {
     for (int j = 0; j < 4; ++j) r.v[i] += static_cast<uint32_t>(x[4 * i + j] * digits[j]);
   }
   return r;
+}
+
+U DotBytes7(const U& sum, const uint8_t* digits, const U& bytes) {
+  return DotBytes8(sum, digits, bytes);
 }
 
 // In place: block[i][j] <-> block[j][i].
@@ -290,6 +294,7 @@ void Transpose16(float* block) {
 
 template <int kQueries>
 constexpr int kTilesTogether = 1;
+template <int kDigits>
 constexpr int kSixteensTogether = 1;
 
 // sum over nibbles of weight times entry, per tile and query.

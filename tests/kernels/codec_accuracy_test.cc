@@ -141,6 +141,71 @@ TEST(AccuracyTest, RoundedTablesAddAtMostTwoPercentToTheError) {
   }
 }
 
+// Attention over `tokens` random tokens of which the first stands out by `peak` in its logit:
+// distances of the output from exact attention with the same weights, with the codec's values and
+// as the codec computes it.
+struct AttentionError {
+  double codec = 0, computed = 0;
+};
+AttentionError MeasureAttention(const CellCodec& codec, uint32_t dim, uint32_t tokens, double peak,
+                                float softmax_scale) {
+  std::vector<float> keys = RandomQueries(tokens, dim, 71);
+  const std::vector<float> values = RandomQueries(tokens, dim, 72);
+  const uint32_t num_queries = 16;
+  const std::vector<float> queries = RandomQueries(num_queries, dim, 73);
+  AttentionError error;
+  for (uint32_t q = 0; q < num_queries; ++q) {
+    const std::vector<float> query(queries.begin() + q * dim, queries.begin() + (q + 1) * dim);
+    double energy = 0;
+    for (float x : query) energy += double{x} * x;
+    for (uint32_t c = 0; c < dim; ++c) {
+      keys[c] = static_cast<float>(query[c] * peak / softmax_scale / energy);
+    }
+    const auto view = [dim](const std::vector<float>& rows) {
+      return RowsView{reinterpret_cast<const std::byte*>(rows.data()), dim * sizeof(float)};
+    };
+    std::vector<std::byte> cell(codec.cell_bytes());
+    EXPECT_THAT(codec.Encode(view(keys), view(values), tokens, cell), IsOk());
+    std::vector<float> decoded(size_t{tokens} * dim);
+    EXPECT_THAT(codec.Decode(cell, tokens, DType::kFp32, {}, DType::kFp32,
+                             {reinterpret_cast<std::byte*>(decoded.data()), dim * sizeof(float)}),
+                IsOk());
+    const auto prepared = codec.PrepareQueries(query);
+    std::vector<float> scores(tokens), out(dim), lse(1);
+    codec.Score(cell, 0, tokens, *prepared, scores.data(), tokens);
+    AttentionPartial partial = codec.NewPartial(1);
+    codec.Attend(cell, 0, tokens, *prepared, {.softmax_scale = softmax_scale}, &partial);
+    codec.Finish(partial, out.data(), lse.data());
+    for (uint32_t c = 0; c < dim; ++c) {
+      double exact = 0, with_codec = 0;
+      for (uint32_t t = 0; t < tokens; ++t) {
+        const double weight = std::exp(double{softmax_scale} * scores[t] - lse[0]);
+        exact += weight * values[size_t{t} * dim + c];
+        with_codec += weight * decoded[size_t{t} * dim + c];
+      }
+      error.codec += (with_codec - exact) * (with_codec - exact);
+      error.computed += (out[c] - exact) * (out[c] - exact);
+    }
+  }
+  return {std::sqrt(error.codec), std::sqrt(error.computed)};
+}
+
+// Attention rounds weights to integers. Flat weights, one token among many small ones, and weights
+// far below half a step that hold most of the mass.
+TEST(AccuracyTest, RoundedWeightsAddAtMostTwoPercentToTheErrorOfAttention) {
+  const uint32_t dim = 128, tokens = 1024;
+  for (const char* name : {"qjl", "qjl2p", "qjl3p"}) {
+    const KvLayout layout = Layout(dim, dim, tokens, DType::kFp32);
+    const auto block = MakeCodec(layout, Resolve(Named(name), layout), BestIsa());
+    for (const double peak : {0.0, 3.0, 6.0, 7.5, 20.0}) {
+      const AttentionError e = MeasureAttention(block->cell(0, 0), dim, tokens, peak, 0.03f);
+      std::cout << name << " peak " << peak << ": codec " << e.codec << " computed " << e.computed
+                << " ratio " << e.computed / e.codec << std::endl;
+      EXPECT_LE(e.computed, 1.02 * e.codec) << name << " peak " << peak;
+    }
+  }
+}
+
 TEST(AccuracyTest, TwoPlanesWithFourOutliersBeatThePaperAtHalfItsBits) {
   ProfileRequest request = Named("qjl2p");
   request.num_outliers = 4;

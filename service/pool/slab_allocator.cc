@@ -11,7 +11,7 @@ namespace {
 // Two MiB is a huge page. More than 16,384 pages only cost time to search, and fewer than 32 leave
 // several models no way to share a small budget.
 size_t TargetPageBytes(size_t budget_bytes) {
-  const size_t usual = std::max<size_t>(size_t{2} << 20, budget_bytes / 16384);
+  const size_t usual = std::max<size_t>(size_t{8} << 20, budget_bytes / 16384);
   return std::min(usual, budget_bytes / 32);
 }
 

@@ -29,7 +29,7 @@ class SlabAllocator {
 
   explicit SlabAllocator(size_t budget_bytes);
 
-  // Size of a page of this class: about 2 MiB, more where a slot or a large budget needs it, less
+  // Size of a page of this class: about 8 MiB, more where a slot or a large budget needs it, less
   // where the budget is small; a multiple of 4 KiB that wastes less than a slot and less than 4 KiB.
   // `slot_bytes` is a positive multiple of 64, at most 2^62.
   [[nodiscard]] size_t PageBytes(size_t slot_bytes) const;

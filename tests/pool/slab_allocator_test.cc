@@ -20,13 +20,14 @@ TEST(SlabAllocatorTest, PagesAreWholeSlotsAndWasteLessThanFourKiB) {
     EXPECT_EQ(page % 4096, 0u);
     EXPECT_GE(page, slot_bytes);
     EXPECT_LT(page % slot_bytes, 4096u) << slot_bytes;
-    EXPECT_LE(page, std::max(2 * kMiB + 4096, slot_bytes + 4096));
+    EXPECT_LE(page, std::max(8 * kMiB + 4096, slot_bytes + 4096));
   }
 }
 
 TEST(SlabAllocatorTest, PageSizeFollowsTheBudget) {
   EXPECT_EQ(SlabAllocator(64 * kMiB).PageBytes(4096), 2 * kMiB);
-  EXPECT_EQ(SlabAllocator(65536 * kMiB).PageBytes(4096), 4 * kMiB);
+  EXPECT_EQ(SlabAllocator(8192 * kMiB).PageBytes(4096), 8 * kMiB);
+  EXPECT_EQ(SlabAllocator(size_t{262144} * kMiB).PageBytes(4096), 16 * kMiB);
   EXPECT_EQ(SlabAllocator(kMiB).PageBytes(4096), 32768u);
 }
 

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cmath>
 #include <limits>
+#include <mutex>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
@@ -22,6 +23,7 @@ struct Unit {
   uint32_t num_rows = 0;
   uint32_t token_begin = 0;
   uint32_t token_end = 0;
+  size_t rows = 0;  // number of these rows of this head: units of other tokens share it
 };
 
 // Where an item's rows lie in the request's queries and in its results.
@@ -69,6 +71,32 @@ std::unique_ptr<PreparedQueries> PrepareUnit(const AttentionRequest& request,
   return CodecOf(request, unit).PrepareQueries(gathered);
 }
 
+// The prepared queries of units that differ in their tokens alone: made by the first of them, which
+// would otherwise take as long as a thousand tokens of each, and dropped by the last.
+class SharedQueries {
+ public:
+  void AddUser() { ++users_; }  // before any thread uses it
+
+  // Calls use(queries), once for each user.
+  template <typename Prepare, typename Use>
+  void With(const Prepare& prepare, const Use& use) {
+    std::call_once(once_, [&] { queries_ = prepare(); });
+    use(*queries_);
+    if (users_.fetch_sub(1) == 1) queries_ = nullptr;
+  }
+
+ private:
+  std::once_flag once_;
+  std::unique_ptr<PreparedQueries> queries_;
+  std::atomic<uint32_t> users_{0};
+};
+
+std::vector<SharedQueries> ShareQueries(const std::vector<Unit>& units) {
+  std::vector<SharedQueries> shared(units.empty() ? 0 : units.back().rows + 1);
+  for (const Unit& unit : units) shared[unit.rows].AddUser();
+  return shared;
+}
+
 // The cells of a unit's head that hold its tokens, in order.
 std::vector<CellTokens> CellsOf(const Model& model, const AttentionItem& item,
                                 const AttentionTarget& target, const Unit& unit) {
@@ -106,6 +134,7 @@ uint64_t UnitBytes(const AttentionItem& item, const ItemShape& shape,
 std::vector<Unit> SplitWork(const AttentionRequest& request, const std::vector<ItemShape>& shapes,
                             const AttentionTargets& targets) {
   std::vector<Unit> units;
+  size_t rows = 0;
   const auto split_tokens = [&units](Unit unit, const AttentionTarget& target) {
     unit.token_begin = target.token_begin;
     do {
@@ -120,8 +149,9 @@ std::vector<Unit> SplitWork(const AttentionRequest& request, const std::vector<I
     for (uint32_t head = 0; head < request.items[i].head_count; ++head) {
       for (uint32_t row = 0; row < shapes[i].rows_per_head; row += kMaxUnitRows) {
         const uint32_t num_rows = std::min(kMaxUnitRows, shapes[i].rows_per_head - row);
-        split_tokens({.item = i, .head = head, .row_begin = row, .num_rows = num_rows},
-                     *targets[i]);
+        split_tokens(
+            {.item = i, .head = head, .row_begin = row, .num_rows = num_rows, .rows = rows++},
+            *targets[i]);
       }
     }
   }
@@ -264,15 +294,18 @@ absl::StatusOr<std::vector<AttentionResult>> ComputeAttention(const AttentionReq
   }
   SKETCHKV_RETURN_IF_ERROR(Admit(request, bytes));
   const std::vector<Unit> units = SplitWork(request, shapes, targets);
+  std::vector<SharedQueries> shared = ShareQueries(units);
   std::vector<AttentionPartial> partials(units.size());
   SKETCHKV_RETURN_IF_ERROR(RunUnits(request, units.size(), executor, [&](size_t i) {
     const Unit& unit = units[i];
     const AttentionItem& item = request.items[unit.item];
     const CellCodec& codec = CodecOf(request, unit);
-    const auto queries = PrepareUnit(request, shapes[unit.item], unit);
     partials[i] = codec.NewPartial(unit.num_rows);
-    codec.Attend(CellsOf(model, item, *targets[unit.item], unit), *queries, item.options,
-                 &partials[i]);
+    const std::vector<CellTokens> cells = CellsOf(model, item, *targets[unit.item], unit);
+    shared[unit.rows].With([&] { return PrepareUnit(request, shapes[unit.item], unit); },
+                           [&](const PreparedQueries& queries) {
+                             codec.Attend(cells, queries, item.options, &partials[i]);
+                           });
   }));
 
   std::vector<AttentionResult> results(request.items.size());
@@ -325,17 +358,19 @@ absl::StatusOr<std::vector<ScoreResult>> ComputeScores(const AttentionRequest& r
     results[i].logits.resize(rows * results[i].num_tokens);
   }
   const std::vector<Unit> units = SplitWork(request, shapes, targets);
+  std::vector<SharedQueries> shared = ShareQueries(units);
   SKETCHKV_RETURN_IF_ERROR(RunUnits(request, units.size(), executor, [&](size_t i) {
     const Unit& unit = units[i];
     const AttentionItem& item = request.items[unit.item];
     const ItemShape& shape = shapes[unit.item];
     ScoreResult& result = results[unit.item];
     const CellCodec& codec = CodecOf(request, unit);
-    const auto queries = PrepareUnit(request, shape, unit);
     const std::vector<CellTokens> cells = CellsOf(model, item, *targets[unit.item], unit);
     const uint32_t count = unit.token_end - unit.token_begin;
     std::vector<float> scores(size_t{unit.num_rows} * count);
-    codec.Score(cells, *queries, scores.data(), count);
+    shared[unit.rows].With(
+        [&] { return PrepareUnit(request, shape, unit); },
+        [&](const PreparedQueries& queries) { codec.Score(cells, queries, scores.data(), count); });
     for (uint32_t row = 0; row < unit.num_rows; ++row) {
       const size_t index = RowIndex(request, shape, unit.head, unit.row_begin + row);
       float* logits = result.logits.data() + index * result.num_tokens +

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <array>
 #include <limits>
+#include <memory>
 #include <vector>
 
 #include "kernels/cpu/cpu_tiles.h"
@@ -139,36 +140,48 @@ void CpuCellCodec::AttendMinMax(const Tiles& tiles, Scores* scores, AttendCodesA
 void CpuCellCodec::Finish(const AttentionPartial& partial, float* out, float* lse) const {
   const uint32_t dim = layout_.value_dim;
   const uint32_t rows = value_rows();
-  for (size_t q = 0; q < partial.max.size(); ++q) {
+  const auto num_queries = static_cast<uint32_t>(partial.max.size());
+  std::vector<float> normal(partial.out.size());
+  for (uint32_t q = 0; q < num_queries; ++q) {
     const float sum = partial.sum[q];
-    lse[q] = sum > 0.0f ? static_cast<float>(partial.max[q] + ExactLog(sum))
-                        : -std::numeric_limits<float>::infinity();
-    std::fill_n(out + q * dim, dim, 0.0f);
+    const float* from = partial.out.data() + size_t{q} * rows;
+    float* to = normal.data() + size_t{q} * rows;
+    lse[q] = -std::numeric_limits<float>::infinity();
+    if (!(sum > 0.0f)) continue;
+    lse[q] = static_cast<float>(partial.max[q] + ExactLog(sum));
+    for (uint32_t r = 0; r < rows; ++r) to[r] = from[r] / sum;
   }
-  // Up to sixteen outputs are lanes of one tile, divided by their sums.
-  std::vector<float> tile(size_t{rows} * kLanes);
-  std::vector<float> turned(size_t{dim} * kLanes);
-  for (size_t first = 0; first < partial.max.size(); first += kLanes) {
-    const size_t count = std::min<size_t>(kLanes, partial.max.size() - first);
-    std::fill(tile.begin(), tile.end(), 0.0f);
-    for (size_t i = 0; i < count; ++i) {
-      const float sum = partial.sum[first + i];
-      for (uint32_t r = 0; sum > 0.0f && r < rows; ++r) {
-        tile[size_t{r} * kLanes + i] = partial.out[(first + i) * rows + r] / sum;
-      }
-    }
-    if (value_projection_ != nullptr) {
-      kernels_.back_project(value_projection_->Args(), tile.data(), turned.data());
-    } else {
-      turned = tile;
-    }
-    for (size_t i = 0; i < count; ++i) {
-      for (uint32_t c = 0; partial.sum[first + i] > 0.0f && c < dim; ++c) {
-        const float mean = value_mean() == nullptr ? 0.0f : value_mean()[c];
-        out[(first + i) * dim + c] =
-            turned[size_t{c} * kLanes + i] * PowerOfTwo(kValueDomain) + mean;
-      }
-    }
+  if (value_projection_ == nullptr) {
+    std::copy(normal.begin(), normal.end(), out);
+  } else {
+    TurnBack(normal.data(), num_queries, out);
+  }
+  const float* mean = value_mean();
+  for (uint32_t q = 0; q < num_queries; ++q) {
+    float* row = out + size_t{q} * dim;
+    for (uint32_t c = 0; c < dim; ++c) row[c] *= PowerOfTwo(kValueDomain);
+    if (mean == nullptr || !(partial.sum[q] > 0.0f)) continue;
+    for (uint32_t c = 0; c < dim; ++c) row[c] += mean[c];
+  }
+}
+
+// [num_queries][value_rows] of the codec's domain to channels; sixteen at a time are lanes of a
+// tile.
+void CpuCellCodec::TurnBack(const float* rows, uint32_t num_queries, float* out) const {
+  const uint32_t dim = layout_.value_dim;
+  const size_t row_bytes = size_t{value_rows()} * sizeof(float);
+  const auto fp32 = static_cast<uint32_t>(DType::kFp32);
+  // Written before they are read.
+  const auto tile = std::make_unique_for_overwrite<float[]>(size_t{value_rows()} * kLanes);
+  const auto turned = std::make_unique_for_overwrite<float[]>(size_t{dim} * kLanes);
+  for (uint32_t first = 0; first < num_queries; first += kLanes) {
+    const uint32_t count = std::min(kLanes, num_queries - first);
+    const auto* bytes = reinterpret_cast<const uint8_t*>(rows) + first * row_bytes;
+    kernels_.load_tile({bytes, row_bytes, fp32, nullptr}, count, value_rows(), tile.get());
+    kernels_.back_project(value_projection_->Args(), tile.get(), turned.get());
+    kernels_.store_tile(turned.get(), count, dim,
+                        reinterpret_cast<uint8_t*>(out + size_t{first} * dim), dim * sizeof(float),
+                        fp32);
   }
 }
 

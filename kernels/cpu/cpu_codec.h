@@ -183,6 +183,7 @@ class CpuCellCodec final : public CellCodec {
   void WeighTokens(const Tiles& tiles, Scores* scores, size_t offset, float* zeros,
                    AttendCodesArgs* args) const;
   void AttendMinMax(const Tiles& tiles, Scores* scores, AttendCodesArgs args) const;
+  void TurnBack(const float* rows, uint32_t num_queries, float* out) const;
 
   KvLayout layout_;
   CodecProfile profile_;

@@ -314,17 +314,20 @@ absl::StatusOr<std::vector<AttentionResult>> ComputeAttention(const AttentionReq
     results[i].out.resize(rows * value_dim);
     results[i].lse.resize(rows);
   }
-  for (size_t i = 0; i < units.size();) {
-    const Unit& unit = units[i];
-    size_t next = i + 1;
-    for (; next < units.size() && units[next].item == unit.item && units[next].head == unit.head &&
-           units[next].row_begin == unit.row_begin;
-         ++next) {
-      MergePartial(partials[next], &partials[i]);
+  // What is merged stands together: units of the same rows.
+  std::vector<size_t> firsts;
+  for (size_t i = 0; i < units.size(); ++i) {
+    if (i == 0 || units[i].rows != units[i - 1].rows) firsts.push_back(i);
+  }
+  SKETCHKV_RETURN_IF_ERROR(RunUnits(request, firsts.size(), executor, [&](size_t group) {
+    const size_t first = firsts[group];
+    const Unit& unit = units[first];
+    for (size_t i = first + 1; i < units.size() && units[i].rows == unit.rows; ++i) {
+      MergePartial(partials[i], &partials[first]);
     }
     std::vector<float> out(size_t{unit.num_rows} * value_dim);
     std::vector<float> lse(unit.num_rows);
-    CodecOf(request, unit).Finish(partials[i], out.data(), lse.data());
+    CodecOf(request, unit).Finish(partials[first], out.data(), lse.data());
     AttentionResult& result = results[unit.item];
     for (uint32_t row = 0; row < unit.num_rows; ++row) {
       const size_t to = RowIndex(request, shapes[unit.item], unit.head, unit.row_begin + row);
@@ -332,8 +335,7 @@ absl::StatusOr<std::vector<AttentionResult>> ComputeAttention(const AttentionReq
                   result.out.data() + to * value_dim);
       result.lse[to] = lse[row];
     }
-    i = next;
-  }
+  }));
   return results;
 }
 

@@ -101,20 +101,31 @@ void CpuCellCodec::AttendRawValues(const Tiles& tiles, const Scores& scores,
 void CpuCellCodec::WeighTokens(const Tiles& tiles, Scores* scores, size_t offset, float* zeros,
                                AttendCodesArgs* args) const {
   static const std::array<float, kDitherTiles* kLanes> dither = MakeDither();
-  const uint32_t most = value_digits_ == 1 ? kMaxDigit : kMaxDigits;
-  args->num_digits = value_digits_;
+  float total[kQueryTile], zero_sums[kQueryTile];
+  WeighTokensArgs weigh{};
+  weigh.num_queries = args->num_queries;
+  weigh.weights = scores->of[0];
+  weigh.stride = Scores::kTokens;
+  weigh.scales = tiles.value_scales;
+  weigh.offset = offset;
+  weigh.has_zeros = zeros != nullptr;
+  weigh.num_tiles = tiles.num_tiles;
+  weigh.num_digits = args->num_digits = value_digits_;
+  weigh.dither = dither.data();
+  weigh.digits = scores->digits[0];
+  weigh.digits_stride = sizeof(scores->digits[0]);
+  weigh.largest = args->largest;
+  weigh.total = total;
+  weigh.zeros = zero_sums;
+  kernels_.weigh_tokens(weigh);
+  const auto most = static_cast<float>(value_digits_ == 1 ? kMaxDigit : kMaxDigits);
   for (uint32_t q = 0; q < args->num_queries; ++q) {
-    float largest = 0.0f, total = 0.0f, zeros_sum = 0.0f;
-    kernels_.weigh_tokens({scores->of[q], tiles.value_scales, offset, zeros != nullptr,
-                           tiles.num_tiles, value_digits_, dither.data(), scores->scaled,
-                           scores->digits[q], &largest, &total, &zeros_sum});
     args->digits[q] = scores->digits[q];
-    args->largest[q] = largest * PowerOfTwo(-kValueDomain);
+    args->largest[q] *= PowerOfTwo(-kValueDomain);
     if (zeros == nullptr) continue;
-    zeros[q] = zeros_sum * kZeroPointUnit;
     // 8-bit codes are taken less 128.
-    if (profile_.value_bits == 8)
-      zeros[q] += 128.0f * (total / static_cast<float>(most)) * args->largest[q];
+    const float offset_sum = profile_.value_bits == 8 ? 128.0f * total[q] : 0.0f;
+    zeros[q] = (zero_sums[q] * kZeroPointUnit + offset_sum) / most * args->largest[q];
   }
 }
 

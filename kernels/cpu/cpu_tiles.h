@@ -55,7 +55,6 @@ struct CpuCellCodec::Scores {
 
   uint32_t num_queries = 0;
   alignas(64) float of[kQueryTile][kTokens];
-  alignas(64) float scaled[kTokens];  // WeighTokensArgs
   uint8_t digits[kQueryTile][2 * kTokens];
 };
 

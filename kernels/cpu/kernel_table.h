@@ -183,18 +183,22 @@ constexpr uint32_t kMaxDigits = 127 * 128 + 127;
 constexpr uint32_t kMaxDigit = 255;
 constexpr uint32_t kDitherTiles = 16;
 struct WeighTokensArgs {
-  const float* weights;          // [num_tiles][16]
+  uint32_t num_queries;
+  const float* weights;  // [num_queries][stride], tile after tile
+  size_t stride;
   const uint8_t* const* scales;  // of each tile: u16 [16], `offset` bytes from here
   size_t offset;
   bool has_zeros;  // i16 [16] zero points stand behind each 16 scales
   uint32_t num_tiles;
   uint32_t num_digits;  // 1 or 2
   const float* dither;  // [kDitherTiles][16] in (-1/2, 1/2)
-  float* scaled;        // scratch [num_tiles][16]
-  uint8_t* digits;      // [num_tiles][num_digits][16]: the upper digits, then the lower
-  float* largest;       // weight times scale of the largest integer
-  float* total;         // sum of u, exact; if has_zeros
-  float* zeros_sum;     // 2^-20 times the sum of weight, scale and zero point; if has_zeros
+  uint8_t* digits;      // [num_queries][digits_stride]: [num_tiles][num_digits][16], upper first
+  size_t digits_stride;
+  // Of each query: weight times scale of the largest integer; the sum of the integers, and of
+  // integer times zero point, if has_zeros.
+  float* largest;
+  float* total;
+  float* zeros;
 };
 
 // out += largest * sum_t u_t / (the largest integer) * level_t, lane = channel.

@@ -3,7 +3,7 @@
 namespace sketchkv {
 
 BlockIndex::~BlockIndex() {
-  for (const Entry* entry : entries_) delete entry;
+  for (Entry* entry : entries_) arena_.Delete(entry);
 }
 
 Entry* BlockIndex::Find(const BlockKey& key) const {
@@ -13,13 +13,12 @@ Entry* BlockIndex::Find(const BlockKey& key) const {
 
 Entry* BlockIndex::FindOrAddGhost(const BlockKey& key) {
   if (Entry* const entry = Find(key)) return entry;
-  return *entries_.insert(new Entry(key)).first;
+  return *entries_.insert(arena_.New(key)).first;
 }
 
-std::unique_ptr<Entry> BlockIndex::Remove(Entry* entry) {
-  entries_.erase(entry);
-  return std::unique_ptr<Entry>(entry);
-}
+void BlockIndex::Remove(Entry* entry) { entries_.erase(entry); }
+
+void BlockIndex::Delete(Entry* entry) { arena_.Delete(entry); }
 
 void BlockIndex::Link(Entry* child, Entry* parent) {
   child->parent = parent;

@@ -1,17 +1,18 @@
 #pragma once
 
 #include <cstddef>
-#include <memory>
 #include <vector>
 
 #include "absl/container/flat_hash_set.h"
 #include "service/pool/block.h"
 #include "service/pool/entry.h"
+#include "service/pool/entry_arena.h"
 
 namespace sketchkv {
 
-// Keys and family links of all blocks, and what is found. Owns its entries until they are removed
-// from it. Nothing recurses: a chain may be 100,000 blocks long. Not thread-safe.
+// Keys and family links of all blocks, and what is found. Owns its entries, and those
+// removed from it until they are deleted. Nothing recurses: a chain may be 100,000 blocks long. Not
+// thread-safe.
 class BlockIndex {
  public:
   BlockIndex() = default;
@@ -22,8 +23,9 @@ class BlockIndex {
   // Block or ghost; null when there is neither.
   [[nodiscard]] Entry* Find(const BlockKey& key) const;
   Entry* FindOrAddGhost(const BlockKey& key);
-  // Takes the entry out, for the caller to own. It has no parent and no child.
-  [[nodiscard]] std::unique_ptr<Entry> Remove(Entry* entry);
+  // Takes the entry out; it lives on until Delete. It has no parent and no child.
+  void Remove(Entry* entry);
+  void Delete(Entry* entry);
 
   // `child` has no parent yet, and is no ancestor of `parent`.
   static void Link(Entry* child, Entry* parent);
@@ -53,6 +55,7 @@ class BlockIndex {
     bool operator()(const BlockKey& a, const Entry* b) const { return a == b->key; }
   };
 
+  EntryArena arena_;
   absl::flat_hash_set<Entry*, KeyHash, KeyEq> entries_;
 };
 

@@ -84,10 +84,9 @@ absl::Status BlockTable::CheckFamily(const BlockPool::ReserveRequest& request) c
   const Entry* const parent = index_.Find(ParentKey(request));
   if (parent == nullptr) return absl::OkStatus();
   if (!parent->is_ghost() && parent->cells->is_short()) {
-    return absl::FailedPreconditionError(
-        absl::StrFormat("parent_hash: block %s has %d of %d tokens, a short block is no parent",
-                        parent->key.hash.ToHex(), parent->cells->num_tokens,
-                        parent->cells->block_tokens));
+    return absl::FailedPreconditionError(absl::StrFormat(
+        "parent_hash: block %s has %d of %d tokens, a short block is no parent",
+        parent->key.hash.ToHex(), parent->cells->num_tokens, parent->cells->block_tokens));
   }
   if (ghost != nullptr && BlockIndex::IsUnfoundAncestor(ghost, parent)) {
     return absl::FailedPreconditionError(
@@ -110,7 +109,7 @@ void BlockTable::DropRef(Entry* entry) {
   stats_.pinned_bytes -= Bytes(entry).size();
   if (entry->hidden) {
     ReleaseSlot(entry);
-    delete entry;
+    index_.Delete(entry);
     return;
   }
   const UnsealedCells* const cells = FindUnsealed(entry);
@@ -160,13 +159,11 @@ void BlockTable::Hide(const std::vector<Entry*>& subtree) {
   for (size_t i = subtree.size(); i-- > 0;) {
     Entry* const entry = subtree[i];
     Detach(entry, BlockEventType::kDeleted);
-    std::unique_ptr<Entry> owned = index_.Remove(entry);
+    index_.Remove(entry);
     entry->hidden = 1;
-    if (entry->refs > 0) {
-      owned.release();  // DropRef deletes it
-    } else {
-      ReleaseSlot(entry);
-    }
+    if (entry->refs > 0) continue;  // DropRef deletes it
+    ReleaseSlot(entry);
+    index_.Delete(entry);
   }
 }
 
@@ -177,8 +174,8 @@ BlockTable::Stats BlockTable::GetStats() const {
 }
 
 void BlockTable::UpdateEvictable(Entry* entry) {
-  const bool evictable = !entry->is_ghost() && !entry->hidden && entry->refs == 0 &&
-                         entry->sealed_children == 0;
+  const bool evictable =
+      !entry->is_ghost() && !entry->hidden && entry->refs == 0 && entry->sealed_children == 0;
   if (evictable == static_cast<bool>(entry->tracked)) return;
   entry->tracked = evictable ? 1 : 0;
   if (evictable) {
@@ -226,7 +223,10 @@ void BlockTable::Detach(Entry* entry, BlockEventType event) {
 
 void BlockTable::Settle(Entry* entry) {
   if (entry->is_ghost()) {
-    if (entry->first_child == nullptr) (void)index_.Remove(entry);
+    if (entry->first_child == nullptr) {
+      index_.Remove(entry);
+      index_.Delete(entry);
+    }
   } else {
     UpdateEvictable(entry);
   }

@@ -71,6 +71,6 @@ struct Entry {
     return parent == nullptr ? std::nullopt : std::optional<BlockHash>(parent->key.hash);
   }
 };
-static_assert(sizeof(Entry) <= 120, "with malloc's 8 bytes a multiple of 16");
+static_assert(sizeof(Entry) <= 120);
 
 }  // namespace sketchkv

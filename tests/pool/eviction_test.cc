@@ -20,7 +20,7 @@ using EvictionTest = PoolTest;
 
 TEST_F(EvictionTest, TheLeastRecentlyUsedLeafGoesFirst) {
   for (uint64_t root = 0; root < 64; ++root) SKETCHKV_ASSERT_OK(Put(*pool_, root, std::nullopt));
-  EXPECT_TRUE(Found(*pool_, 0));                                            // Pin is a use
+  EXPECT_TRUE(Found(*pool_, 0));  // Pin is a use
   const std::vector<BlockHash> chain = {HashOf(1)};
   EXPECT_EQ(pool_->LookupPrefix(0, {}, chain), 1u);  // and so is a lookup
   SKETCHKV_ASSERT_OK(Put(*pool_, 100, std::nullopt));
@@ -92,9 +92,9 @@ TEST_F(EvictionTest, WhatIsPinnedOrInWritingIsNeverEvicted) {
     handles.push_back(pool_->Reserve(RequestFor(1000 + root, std::nullopt)).value());
   }
   for (const size_t slot_bytes : {kSlot, kSlot / 2}) {
-    EXPECT_THAT(Put(*pool_, 5000, std::nullopt, slot_bytes, 1),
-                StatusIs(Code::kResourceExhausted,
-                         {std::to_string(slot_bytes), std::to_string(kBudget)}));
+    EXPECT_THAT(
+        Put(*pool_, 5000, std::nullopt, slot_bytes, 1),
+        StatusIs(Code::kResourceExhausted, {std::to_string(slot_bytes), std::to_string(kBudget)}));
   }
   for (uint64_t root = 0; root < 32; ++root) EXPECT_TRUE(HoldsPattern(pins[root][0]));
   pins.pop_back();
@@ -105,9 +105,9 @@ TEST_F(EvictionTest, WhatIsPinnedOrInWritingIsNeverEvicted) {
 
 TEST_F(EvictionTest, ABlockLargerThanTheBudgetIsRefused) {
   PutChain(0, 10);
-  EXPECT_THAT(Put(*pool_, 100, std::nullopt, kBudget + 64, 1),
-              StatusIs(Code::kResourceExhausted,
-                       {std::to_string(kBudget + 64), std::to_string(kBudget)}));
+  EXPECT_THAT(
+      Put(*pool_, 100, std::nullopt, kBudget + 64, 1),
+      StatusIs(Code::kResourceExhausted, {std::to_string(kBudget + 64), std::to_string(kBudget)}));
   EXPECT_THAT(Put(*pool_, 100, std::nullopt, size_t{0} - 64, 1),
               StatusIs(Code::kResourceExhausted, {std::to_string(kBudget)}));
   EXPECT_EQ(pool_->GetStats().blocks, 10u);
@@ -231,10 +231,10 @@ TEST(PoolMemoryTest, IndexAndEntryStaySmall) {
   if (!SKETCHKV_TEST_OWN_MALLOC) GTEST_SKIP() << "a sanitizer's malloc has other overheads";
   FakeClock clock;
   BlockPool::Options options;
-  options.budget_bytes = size_t{256} << 20;
+  options.budget_bytes = size_t{1024} << 20;
   options.event_capacity = 0;
   BlockPool pool(options, &clock);
-  constexpr uint64_t kBlocks = 100'000;
+  constexpr uint64_t kBlocks = 1'000'000;
   const size_t before = mallinfo2().uordblks + mallinfo2().hblkhd;
   for (uint64_t number = 0; number < kBlocks; ++number) {
     auto request = RequestFor(number, number % 64 == 0 ? std::nullopt : std::optional(number - 1));

@@ -101,15 +101,17 @@ std::vector<SharedQueries> ShareQueries(const std::vector<Unit>& units) {
 std::vector<CellTokens> CellsOf(const Model& model, const AttentionItem& item,
                                 const AttentionTarget& target, const Unit& unit) {
   const size_t offset = model.codec->cell_offset(item.layer, item.head_begin + unit.head);
+  const auto block_bytes = target.pins->bytes();
+  const auto block_begin = target.pins->token_begin();
   std::vector<CellTokens> cells;
-  const auto first =
-      std::upper_bound(target.block_begin.begin(), target.block_begin.end(), unit.token_begin) - 1;
-  for (size_t i = first - target.block_begin.begin(); i < target.blocks.size(); ++i) {
-    const uint32_t block_begin = target.block_begin[i];
-    if (block_begin >= unit.token_end) break;
-    const uint32_t from = std::max(unit.token_begin, block_begin) - block_begin;
-    const uint32_t to = std::min(unit.token_end, target.block_begin[i + 1]) - block_begin;
-    if (from < to) cells.push_back({target.blocks[i].bytes.data() + offset, from, to});
+  const auto after = std::upper_bound(block_begin.begin(), block_begin.end(), unit.token_begin);
+  for (size_t i = after - block_begin.begin() - 1; i < block_bytes.size(); ++i) {
+    const auto begin = static_cast<uint32_t>(block_begin[i]);
+    if (begin >= unit.token_end) break;
+    const uint32_t from = std::max(unit.token_begin, begin) - begin;
+    const uint32_t to =
+        static_cast<uint32_t>(std::min<uint64_t>(unit.token_end, block_begin[i + 1])) - begin;
+    if (from < to) cells.push_back({block_bytes[i].data() + offset, from, to});
   }
   return cells;
 }

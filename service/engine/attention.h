@@ -56,9 +56,7 @@ struct ScoreResult {
 // The tokens of one item and the pins on them. Items of equal targets share one.
 struct AttentionTarget {
   std::shared_ptr<const ReadPins> pins;
-  std::vector<BlockView> blocks;
-  std::vector<uint32_t> block_begin;  // first token of each block, and the number of tokens at last
-  uint32_t token_begin = 0;           // clamped range
+  uint32_t token_begin = 0;  // clamped range
   uint32_t token_end = 0;
 };
 

@@ -350,23 +350,17 @@ absl::StatusOr<std::shared_ptr<const AttentionTarget>> Engine::Resolve(
     SKETCHKV_ASSIGN_OR_RETURN(ReadPins pins, pool_->PinAll(keys));
     target->pins = std::make_shared<const ReadPins>(std::move(pins));
   }
-  uint64_t tokens = 0;
-  for (size_t i = 0; i < target->pins->size(); ++i) {
-    const BlockView block = (*target->pins)[i];
-    if (block.key->fingerprint != fingerprint) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "lease_id ", item.lease_id, " is of another model than ", request.model->name));
-    }
-    target->blocks.push_back(block);
-    target->block_begin.push_back(static_cast<uint32_t>(tokens));
-    tokens += block.num_tokens;
-    if (tokens > kMaxTargetTokens) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "the target has ", tokens, " tokens or more, of at most ", kMaxTargetTokens));
-    }
+  // A chain is of one model, and so are blocks that were named.
+  if (target->pins->size() > 0 && (*target->pins)[0].key->fingerprint != fingerprint) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "lease_id ", item.lease_id, " is of another model than ", request.model->name));
+  }
+  const uint64_t tokens = target->pins->token_begin().back();
+  if (tokens > kMaxTargetTokens) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the target has ", tokens, " tokens, of at most ", kMaxTargetTokens));
   }
   const auto all = static_cast<uint32_t>(tokens);
-  target->block_begin.push_back(all);
   target->token_end = std::min(item.token_end.value_or(all), all);
   target->token_begin = std::min(item.token_begin, target->token_end);
   return target;
@@ -393,7 +387,7 @@ absl::StatusOr<AttentionTargets> Engine::ResolveAll(uint32_t tenant,
       return absl::Status(target.status().code(),
                           absl::StrCat("items[", i, "]: ", target.status().message()));
     }
-    blocks += (*target)->blocks.size();
+    blocks += (*target)->pins->size();
     if (blocks > kMaxTargetBlocks) {
       return absl::InvalidArgumentError(absl::StrCat("items[0] to items[", i, "] name ", blocks,
                                                      " blocks, of at most ", kMaxTargetBlocks));

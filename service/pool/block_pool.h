@@ -53,8 +53,8 @@ class WriteHandle {
   std::unique_ptr<Claim> claim_;  // null only after a move
 };
 
-// Pins on sealed blocks, root first where they are a chain. Movable; destroying it unpins. The bytes
-// stay in place and unchanged while pinned, even after a delete.
+// Pins on sealed blocks, root first where they are a chain. Movable; destroying it unpins. The
+// bytes stay in place and unchanged while pinned, even after a delete.
 class ReadPins {
  public:
   ReadPins();
@@ -64,6 +64,12 @@ class ReadPins {
 
   [[nodiscard]] size_t size() const;
   [[nodiscard]] BlockView operator[](size_t i) const;
+  // The bytes of each block; looks at nothing else of it.
+  [[nodiscard]] std::span<const std::span<const std::byte>> bytes() const;
+  // Tokens before each block, and of all at last: [size() + 1]. Made at the first call and kept, so
+  // that a decode loop over a lease does not visit thousands of blocks for every layer.
+  // Thread-safe.
+  [[nodiscard]] std::span<const uint64_t> token_begin() const;
 
  private:
   friend class PoolState;
@@ -76,15 +82,15 @@ class ReadPins {
 // The bytes and keys of all blocks: index, slots, pins, leases, eviction. Knows neither codec nor
 // protocol. Thread-safe; no lock is held while bytes are written, read or copied.
 //
-// A block is *sealed* when all its cells are committed, and *found* when it and all its ancestors are
-// sealed. Slots are exact; the sum of slab pages never exceeds the budget. When it is full, the
+// A block is *sealed* when all its cells are committed, and *found* when it and all its ancestors
+// are sealed. Slots are exact; the sum of slab pages never exceeds the budget. When it is full, the
 // least recently used unpinned block without sealed children goes first.
 class BlockPool {
  public:
   struct Options {
     size_t budget_bytes = 0;
-    double high_watermark = 0.97;      // of the budget: Expire evicts down to it
-    double max_leased_fraction = 0.8;  // of the budget, pinned by leases
+    double high_watermark = 0.97;                   // of the budget: Expire evicts down to it
+    double max_leased_fraction = 0.8;               // of the budget, pinned by leases
     std::chrono::milliseconds unsealed_ttl{30000};  // after the last part
     std::chrono::milliseconds max_lease_ttl{600000};
     size_t event_capacity = 65536;
@@ -104,7 +110,8 @@ class BlockPool {
   // evicting for it. Errors, none of which changes anything:
   //   ABORTED             a cell of the range is being written by another handle: try again
   //   FAILED_PRECONDITION another parent, num_tokens differs from the stored one, the parent is a
-  //                       short block (num_tokens < block_tokens), or this block is short and has children
+  //                       short block (num_tokens < block_tokens), or this block is short and has
+  //                       children
   //   RESOURCE_EXHAUSTED  the slot is larger than the budget, or everything is pinned or in writing
   [[nodiscard]] absl::StatusOr<WriteHandle> Reserve(const ReserveRequest& request);
 
@@ -116,8 +123,8 @@ class BlockPool {
   // first where several are.
   [[nodiscard]] absl::StatusOr<ReadPins> PinChain(const BlockKey& tip);
 
-  // Pins up to `limit` sealed blocks of any tenant from *cursor on (0: the first) and moves it behind
-  // them, back to 0 after the last: what a scrub walks. Does not count as use.
+  // Pins up to `limit` sealed blocks of any tenant from *cursor on (0: the first) and moves it
+  // behind them, back to 0 after the last: what a scrub walks. Does not count as use.
   [[nodiscard]] ReadPins PinNext(uint64_t* cursor, size_t limit);
 
   // How many of `chain` (hashes from the root on, each the child of the one before) are found, from
@@ -126,7 +133,7 @@ class BlockPool {
                                     std::span<const BlockHash> chain);
 
   struct Lease {
-    uint64_t id = 0;  // random
+    uint64_t id = 0;                   // random
     std::chrono::milliseconds ttl{0};  // granted; at most max_lease_ttl
   };
   // Pins `tip` and its ancestors until the lease is released or runs out. NOT_FOUND as PinChain;
@@ -152,18 +159,18 @@ class BlockPool {
   // Drops a block whose bytes turned out wrong, as Delete does, and counts it.
   void Discard(const BlockKey& key);
 
-  // Drops unsealed blocks past their time and leases past theirs, then the least recently used leaves
-  // while more than high_watermark of the budget is in use, so that most puts find a free slot and
-  // do not evict themselves. Called every second or so.
+  // Drops unsealed blocks past their time and leases past theirs, then the least recently used
+  // leaves while more than high_watermark of the budget is in use, so that most puts find a free
+  // slot and do not evict themselves. Called every second or so.
   void Expire();
 
   struct Stats {
     size_t budget_bytes = 0;
-    size_t page_bytes = 0;   // taken from the budget by slab pages
-    size_t used_bytes = 0;   // slots in use
+    size_t page_bytes = 0;  // taken from the budget by slab pages
+    size_t used_bytes = 0;  // slots in use
     size_t pinned_bytes = 0;
     size_t leased_bytes = 0;
-    uint64_t blocks = 0;     // with a slot, sealed or not
+    uint64_t blocks = 0;  // with a slot, sealed or not
     uint64_t sealed_blocks = 0;
     uint64_t leases = 0;
     uint64_t evicted_total = 0;

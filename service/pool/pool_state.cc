@@ -101,4 +101,24 @@ BlockView ReadPins::operator[](size_t i) const {
   return {&entry->key, pinned_->bytes[i], entry->cells->checksums(), entry->cells->num_tokens};
 }
 
+std::span<const std::span<const std::byte>> ReadPins::bytes() const {
+  if (pinned_ == nullptr) return {};
+  return pinned_->bytes;
+}
+
+std::span<const uint64_t> ReadPins::token_begin() const {
+  static constexpr uint64_t kNone[] = {0};
+  if (pinned_ == nullptr) return kNone;
+  std::call_once(pinned_->counted, [pinned = pinned_.get()] {
+    uint64_t tokens = 0;
+    pinned->token_begin.reserve(pinned->blocks.size() + 1);
+    for (const Entry* entry : pinned->blocks) {
+      pinned->token_begin.push_back(tokens);
+      tokens += entry->cells->num_tokens;
+    }
+    pinned->token_begin.push_back(tokens);
+  });
+  return pinned_->token_begin;
+}
+
 }  // namespace sketchkv

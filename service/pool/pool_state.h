@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <vector>
 
@@ -72,6 +73,8 @@ struct ReadPins::Pinned {
   PoolState* pool = nullptr;
   std::vector<Entry*> blocks;
   std::vector<std::span<const std::byte>> bytes;
+  std::once_flag counted;
+  std::vector<uint64_t> token_begin;  // after `counted`
 };
 
 }  // namespace sketchkv

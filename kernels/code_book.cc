@@ -21,8 +21,45 @@ constexpr int8_t kMagnitudes[4][8] = {
 constexpr float kLevelUnits[4] = {0.79788456f, 0.0167820f, 0.0188866f, 0.0262197f};
 
 // Of three bits that add up: +-w0 +- w1 +- w2, fitted to N(0,1) as the levels above are.
-constexpr int kSpreadWeights[3] = {65, 34, 17};
+constexpr int8_t kSpreadMagnitudes[4] = {65 - 34 - 17, 65 - 34 + 17, 65 + 34 - 17, 65 + 34 + 17};
 constexpr float kSpreadUnit = 0.0179529f;
+
+// Of the search for a unit, one step of a level in units of N(0,1): 3-bit codes of both kinds add up.
+constexpr float SearchStep(uint32_t bits) {
+  const uint32_t highest = (1u << (bits - 1)) - 1;
+  return static_cast<float>(kMagnitudes[bits - 1][highest]) * kLevelUnits[bits - 1] /
+         float{kLargestSearchLevel};
+}
+
+struct SearchLevels {
+  uint8_t levels[kUnitTrials][64];
+};
+
+// What a magnitude of `index` steps becomes at each of the units tried.
+constexpr SearchLevels MakeSearchLevels(uint32_t bits, const int8_t* magnitudes,
+                                        float level_unit) {
+  SearchLevels table{};
+  for (uint32_t trial = 0; trial < kUnitTrials; ++trial) {
+    for (uint32_t index = 0; index < 64; ++index) {
+      const float magnitude = static_cast<float>(index) / (kUnitSteps * kUnitFactors[trial]);
+      uint32_t i = 0;
+      while (i + 1 < 1u << (bits - 1) &&
+             magnitude > static_cast<float>(magnitudes[i] + magnitudes[i + 1]) / 2 * level_unit) {
+        ++i;
+      }
+      const float level = static_cast<float>(magnitudes[i]) * level_unit;
+      table.levels[trial][index] = static_cast<uint8_t>(level / SearchStep(bits) + 0.5f);
+    }
+  }
+  return table;
+}
+
+constexpr SearchLevels kSearchLevels[4] = {MakeSearchLevels(1, kMagnitudes[0], kLevelUnits[0]),
+                                           MakeSearchLevels(2, kMagnitudes[1], kLevelUnits[1]),
+                                           MakeSearchLevels(3, kMagnitudes[2], kLevelUnits[2]),
+                                           MakeSearchLevels(4, kMagnitudes[3], kLevelUnits[3])};
+constexpr SearchLevels kSpreadSearchLevels =
+    MakeSearchLevels(3, kSpreadMagnitudes, kSpreadUnit);
 
 // Levels of 2^bits codes from the magnitudes of the upper half: code half + i is magnitude i, code
 // half - 1 - i its negative. level_unit: in units of N(0,1), unit: what those are worth.
@@ -30,10 +67,10 @@ void SetLevels(const int8_t* magnitudes, float level_unit, float unit, CodeGroup
   const uint32_t half = 1u << (group->bits - 1);
   group->inverse_unit = 1.0f / unit;
   group->level_unit = level_unit * unit;
-  for (uint32_t i = 0; i < half; ++i) {
-    group->magnitudes[i] = static_cast<float>(magnitudes[i]) * group->level_unit;
-    if (i == 0) continue;
-    group->bounds[i - 1] = static_cast<float>(magnitudes[i - 1] + magnitudes[i]) / 2 * level_unit;
+  for (uint32_t i = 1; i < half; ++i) {
+    const float bound = static_cast<float>(magnitudes[i - 1] + magnitudes[i]) / 2 * level_unit;
+    group->thresholds[half + i] = bound;
+    group->thresholds[half - i] = -bound;
   }
   for (uint32_t code = 0; code < 16; ++code) {
     const uint32_t c = code % (2 * half);
@@ -43,29 +80,28 @@ void SetLevels(const int8_t* magnitudes, float level_unit, float unit, CodeGroup
   }
 }
 
-CodeGroup MakeGroup(uint32_t row, uint32_t rows, uint32_t bits, float unit) {
+CodeGroup MakeGroup(uint32_t row, uint32_t rows, uint32_t bits, float unit,
+                    const SearchLevels& search) {
   CodeGroup group{};
   group.row = row;
   group.rows = rows;
   group.bits = bits;
+  group.search_levels = search.levels[0];
+  group.search_dot = SearchStep(bits) * unit * unit;
+  group.search_square = SearchStep(bits) * SearchStep(bits) * unit * unit;
+  return group;
+}
+
+CodeGroup LloydMaxGroup(uint32_t row, uint32_t rows, uint32_t bits, float unit) {
+  CodeGroup group = MakeGroup(row, rows, bits, unit, kSearchLevels[bits - 1]);
   SetLevels(kMagnitudes[bits - 1], kLevelUnits[bits - 1], unit, &group);
   return group;
 }
 
-// Three bits that spread over three nibbles: their score must be a sum over the bits.
 CodeGroup SpreadGroup(uint32_t row, uint32_t rows, float unit) {
-  const int* w = kSpreadWeights;
-  CodeGroup group{};
-  group.row = row;
-  group.rows = rows;
-  group.bits = 3;
+  CodeGroup group = MakeGroup(row, rows, 3, unit, kSpreadSearchLevels);
   group.placement = CodePlacement::kSpread;
-  int8_t magnitudes[4];
-  for (int i = 0; i < 4; ++i) {
-    magnitudes[i] =
-        static_cast<int8_t>(w[0] + (i >= 2 ? w[1] : -w[1]) + (i % 2 == 1 ? w[2] : -w[2]));
-  }
-  SetLevels(magnitudes, kSpreadUnit, unit, &group);
+  SetLevels(kSpreadMagnitudes, kSpreadUnit, unit, &group);
   return group;
 }
 
@@ -78,7 +114,7 @@ void AppendKeyGroups(uint32_t row, uint32_t rows, uint32_t bits, float unit, uin
   for (uint32_t end = row + rows; row < end; row += piece) {
     const uint32_t count = std::min(piece, end - row);
     const uint32_t spread = bits == 3 ? count / 4 : 0;
-    groups->push_back(MakeGroup(row, count - spread, bits, unit));
+    groups->push_back(LloydMaxGroup(row, count - spread, bits, unit));
     groups->back().place = *word;
     if (bits == 3) {
       groups->back().placement = CodePlacement::kNibble;
@@ -182,7 +218,7 @@ std::vector<CodeGroup> ValueGroups(const CodecProfile& profile, const KvLayout& 
                                    const HeadTable* table) {
   if (profile.value_codec == ValueCodec::kRaw) return {};
   if (profile.value_codec == ValueCodec::kRotated) {
-    return {MakeGroup(0, layout.value_dim, profile.value_bits, 1.0f)};
+    return {LloydMaxGroup(0, layout.value_dim, profile.value_bits, 1.0f)};
   }
   if (profile.value_codec == ValueCodec::kMinMax) {
     CodeGroup group{};
@@ -202,8 +238,8 @@ std::vector<CodeGroup> ValueGroups(const CodecProfile& profile, const KvLayout& 
   uint32_t line = 0;
   for (uint32_t g = 0; g < basis.group_bits.size(); ++g) {
     const uint32_t row = g * kGroupRows;
-    groups.push_back(MakeGroup(row, std::min(kGroupRows, rows - row), basis.group_bits[g],
-                               basis.group_rms[g] * scale));
+    groups.push_back(LloydMaxGroup(row, std::min(kGroupRows, rows - row), basis.group_bits[g],
+                                   basis.group_rms[g] * scale));
     groups.back().place = line;
     line += ValueLines(groups.back().rows, groups.back().bits);
   }

@@ -54,6 +54,8 @@ U Or(U x, U y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; 
 U Xor(U x, U y) { return {_mm256_xor_si256(x.a, y.a), _mm256_xor_si256(x.b, y.b)}; }
 U AddU(U x, U y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 U MaxU(U x, U y) { return {_mm256_max_epu32(x.a, y.a), _mm256_max_epu32(x.b, y.b)}; }
+// x + step where a > b.
+U AddWhereGreater(U x, F a, F b, uint32_t step) { return AddU(x, And(Greater(a, b), SetU(step))); }
 template <int kBits>
 U ShiftLeft(U x) {
   return {_mm256_slli_epi32(x.a, kBits), _mm256_slli_epi32(x.b, kBits)};
@@ -61,6 +63,9 @@ U ShiftLeft(U x) {
 template <int kBits>
 U ShiftRight(U x) {
   return {_mm256_srli_epi32(x.a, kBits), _mm256_srli_epi32(x.b, kBits)};
+}
+U ShiftLeftBy(U x, U counts) {
+  return {_mm256_sllv_epi32(x.a, counts.a), _mm256_sllv_epi32(x.b, counts.b)};
 }
 U ShiftRightBy(U x, U counts) {
   return {_mm256_srlv_epi32(x.a, counts.a), _mm256_srlv_epi32(x.b, counts.b)};
@@ -89,6 +94,10 @@ U LoadI16(const void* p) {
   const auto* x = static_cast<const __m128i*>(p);
   return {_mm256_cvtepi16_epi32(_mm_loadu_si128(x)), _mm256_cvtepi16_epi32(_mm_loadu_si128(x + 1))};
 }
+U LoadU8(const void* p) {
+  const __m128i x = _mm_loadu_si128(static_cast<const __m128i*>(p));
+  return {_mm256_cvtepu8_epi32(x), _mm256_cvtepu8_epi32(_mm_srli_si128(x, 8))};
+}
 U LoadU16(const void* p) {
   const auto* x = static_cast<const __m128i*>(p);
   return {_mm256_cvtepu16_epi32(_mm_loadu_si128(x)), _mm256_cvtepu16_epi32(_mm_loadu_si128(x + 1))};
@@ -109,6 +118,11 @@ F LookUp(const float* table, U index) {
   const __m256 low = _mm256_loadu_ps(table);
   const __m256 high = _mm256_loadu_ps(table + 8);
   return {LookUp8(low, high, index.a), LookUp8(low, high, index.b)};
+}
+// table[8], by the low three bits.
+F LookUpEight(const float* table, U index) {
+  const __m256 values = _mm256_loadu_ps(table);
+  return {_mm256_permutevar8x32_ps(values, index.a), _mm256_permutevar8x32_ps(values, index.b)};
 }
 void StoreU16(void* p, U x) {
   const __m256i packed = _mm256_packus_epi32(x.a, x.b);  // 0-3 8-11 | 4-7 12-15
@@ -162,7 +176,64 @@ U FromQuads(__m128i k0, __m128i k4, __m128i k8, __m128i k12) {
 template <int kDigits>
 constexpr int kSixteensTogether = 1;
 
-// The kernels use the transpose and the sums.
+// Rows of a 4 x 4 transpose of dwords, in each quarter of the lanes.
+void Transpose4(__m256i* x0, __m256i* x1, __m256i* x2, __m256i* x3) {
+  const __m256i a = _mm256_unpacklo_epi32(*x0, *x1);
+  const __m256i b = _mm256_unpackhi_epi32(*x0, *x1);
+  const __m256i c = _mm256_unpacklo_epi32(*x2, *x3);
+  const __m256i d = _mm256_unpackhi_epi32(*x2, *x3);
+  *x0 = _mm256_unpacklo_epi64(a, c);
+  *x1 = _mm256_unpackhi_epi64(a, c);
+  *x2 = _mm256_unpacklo_epi64(b, d);
+  *x3 = _mm256_unpackhi_epi64(b, d);
+}
+void Transpose4(U* x) {
+  Transpose4(&x[0].a, &x[1].a, &x[2].a, &x[3].a);
+  Transpose4(&x[0].b, &x[1].b, &x[2].b, &x[3].b);
+}
+
+struct ByteTable {
+  __m256i part[4];  // sixteen bytes each, twice
+};
+struct ByteIndex {
+  U v, bit4, bit5;  // the bits in the sign of each byte
+};
+
+ByteTable LoadByteTable(const uint8_t* table) {
+  ByteTable r;
+  for (int i = 0; i < 4; ++i) {
+    r.part[i] = _mm256_broadcastsi128_si256(
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(table + 16 * i)));
+  }
+  return r;
+}
+// min(x, 63) of each byte.
+ByteIndex IndexOf(U x) {
+  const __m256i most = _mm256_set1_epi8(63);
+  const U index = {_mm256_min_epu8(x.a, most), _mm256_min_epu8(x.b, most)};
+  return {index, ShiftLeft<3>(index), ShiftLeft<2>(index)};
+}
+__m256i LookUpBytes(const ByteTable& table, __m256i index, __m256i bit4, __m256i bit5) {
+  const __m256i low = _mm256_blendv_epi8(_mm256_shuffle_epi8(table.part[0], index),
+                                         _mm256_shuffle_epi8(table.part[1], index), bit4);
+  const __m256i high = _mm256_blendv_epi8(_mm256_shuffle_epi8(table.part[2], index),
+                                          _mm256_shuffle_epi8(table.part[3], index), bit4);
+  return _mm256_blendv_epi8(low, high, bit5);
+}
+U LookUpBytes(const ByteTable& table, const ByteIndex& index) {
+  return {LookUpBytes(table, index.v.a, index.bit4.a, index.bit5.a),
+          LookUpBytes(table, index.v.b, index.bit4.b, index.bit5.b)};
+}
+__m256i DotBytes(__m256i sum, __m256i a, __m256i b) {
+  const __m256i pairs = _mm256_maddubs_epi16(a, b);
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+// sum + the four products of unsigned and signed bytes, of which no two exceed 32,767.
+U DotBytes(const U& sum, const U& x, const U& y) {
+  return {DotBytes(sum.a, x.a, y.a), DotBytes(sum.b, x.b, y.b)};
+}
+
+// The kernels use what stands before them.
 // clang-format off
 #include "kernels/cpu/transpose_avx.inc"
 #include "kernels/cpu/sum_entries_avx2.inc"

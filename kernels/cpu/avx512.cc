@@ -39,6 +39,7 @@ U FromQuads(__m128i k0, __m128i k4, __m128i k8, __m128i k12) {
 template <int kDigits>
 constexpr int kSixteensTogether = 4 / kDigits;
 
+#include "kernels/cpu/bytes_avx512.inc"
 #include "kernels/cpu/transpose_avx.inc"
 #include "kernels/cpu/sum_entries_avx2.inc"
 #include "kernels/cpu/kernels.inc"

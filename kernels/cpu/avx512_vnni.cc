@@ -14,6 +14,7 @@ namespace {
 // Each uses what stands before it.
 // clang-format off
 #include "kernels/cpu/lanes_avx512.inc"
+#include "kernels/cpu/bytes_avx512.inc"
 
 // From memory: by way of a general register it would take the ports of the lookups.
 __m512i Broadcast4(const uint8_t* p) { return _mm512_broadcastd_epi32(_mm_loadu_si32(p)); }

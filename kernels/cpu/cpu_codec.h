@@ -139,6 +139,18 @@ class CpuCellCodec final : public CellCodec {
   void EncodeKeys(float* tiles, uint32_t num_tokens, int exponent, uint8_t* cell) const;
   void EncodeMinMax(const float* tiles, uint32_t num_tokens, int exponent, uint8_t* cell) const;
   void EncodeRotated(float* tiles, uint32_t num_tokens, int exponent, uint8_t* cell) const;
+  // One tile of keys or values as scalar codes of its projection: where they come from.
+  struct CodesTile {
+    std::span<const CodeGroup> groups;
+    float unit_energy;
+    const ProjectionArgs* projection;
+    bool basis;
+    const float* x;    // [dim][16]
+    float* projected;  // [rows rounded up to dim][16]: room for S x
+  };
+  // `encode`: of kernels_, keys or values. scales: [16], with the tile's exponent still in them.
+  void EncodeCodes(void (*encode)(const EncodeCodesArgs&), const CodesTile& tile, ScaleRule rule,
+                   uint32_t num_tokens, uint8_t* out, float* scales) const;
   // Stores x * 2^exponent as scales; `x` [16] becomes what a reader will see, again without
   // 2^exponent.
   void StoreScales(float* x, int exponent, uint8_t* out) const;

@@ -119,45 +119,50 @@ void CpuCellCodec::StoreScales(float* x, int exponent, uint8_t* out) const {
 
 void CpuCellCodec::EncodeMinMax(const float* tiles, uint32_t num_tokens, int exponent,
                                 uint8_t* cell) const {
-  std::vector<uint8_t> codes(size_t{layout_.value_dim} * kLanes);
-  // Tokens that are not there leave zeros: both ranges and codes of a row of zeros are 0.
   for (uint32_t first = 0; first < num_tokens; first += kLanes) {
     const uint32_t tile = first / kLanes;
-    kernels_.value_ranges(
-        {layout_.value_dim, profile_.value_group_size, format_.value_groups, profile_.value_bits,
-         MakePow2(exponent), MakePow2(-exponent), tiles + size_t{tile} * layout_.value_dim * kLanes,
-         cell + format_.ranges + size_t{tile} * format_.value_groups * kLineBytes, codes.data()});
-    PackValues(value_groups_, codes.data(), std::min(kLanes, num_tokens - first),
-               cell + format_.value_offset(tile));
+    // Tokens that are not there leave zeros: the ranges of a row of zeros are 0.
+    kernels_.value_ranges({value_groups_.data(), layout_.value_dim, profile_.value_group_size,
+                           format_.value_groups, std::min(kLanes, num_tokens - first),
+                           MakePow2(exponent), MakePow2(-exponent),
+                           tiles + size_t{tile} * layout_.value_dim * kLanes,
+                           cell + format_.ranges + size_t{tile} * format_.value_groups * kLineBytes,
+                           cell + format_.value_offset(tile)});
   }
 }
 
 void CpuCellCodec::EncodeRotated(float* tiles, uint32_t num_tokens, int exponent,
                                  uint8_t* cell) const {
   const ProjectionArgs projection = value_projection_->Args();
-  const uint32_t rows = projection.rows;
-  // Rows of a rotation have the norm sqrt(d), those of a basis 1.
-  const float row_energy =
-      profile_.value_codec == ValueCodec::kBasis ? 1.0f : static_cast<float>(layout_.value_dim);
-  std::vector<float> projected(RoundUp(rows, layout_.value_dim) * kLanes);
-  std::vector<uint8_t> codes(size_t{rows} * kLanes);
+  const bool basis = profile_.value_codec == ValueCodec::kBasis;
+  std::vector<float> projected(RoundUp(projection.rows, layout_.value_dim) * kLanes);
   for (uint32_t first = 0; first < num_tokens; first += kLanes) {
     const uint32_t tile = first / kLanes;
     const float* values = tiles + size_t{tile} * layout_.value_dim * kLanes;
-    kernels_.project_tile(projection, values, projected.data());
-    float dot[kLanes], square[kLanes], scales[kLanes];
-    kernels_.encode_codes({value_groups_.data(), static_cast<uint32_t>(value_groups_.size()),
-                           value_unit_energy_, projected.data(), codes.data(), dot, square});
-    PackValues(value_groups_, codes.data(), std::min(kLanes, num_tokens - first),
-               cell + format_.value_offset(tile));
-    // A basis may leave coordinates out; exact is the part that is stored.
-    float energy[kLanes];
-    const bool basis = profile_.value_codec == ValueCodec::kBasis;
-    kernels_.token_energy(basis ? projected.data() : values, basis ? rows : layout_.value_dim,
-                          energy);
-    CodeScales(profile_.value_scale_rule, energy, dot, square, row_energy, scales);
+    const CodesTile codes{value_groups_, value_unit_energy_, &projection, basis,
+                          values,        projected.data()};
+    float scales[kLanes];
+    EncodeCodes(kernels_.encode_values, codes, profile_.value_scale_rule,
+                std::min(kLanes, num_tokens - first), cell + format_.value_offset(tile), scales);
     StoreScales(scales, exponent, cell + format_.scale_offset(tile, format_.value_scale_row));
   }
+}
+
+void CpuCellCodec::EncodeCodes(void (*encode)(const EncodeCodesArgs&), const CodesTile& tile,
+                               ScaleRule rule, uint32_t num_tokens, uint8_t* out,
+                               float* scales) const {
+  const ProjectionArgs& projection = *tile.projection;
+  kernels_.project_tile(projection, tile.x, tile.projected);
+  // A basis may leave coordinates out; exact is the part that is stored. Its rows have the norm 1,
+  // those of a rotation sqrt(d).
+  const float row_energy = tile.basis ? 1.0f : static_cast<float>(projection.dim);
+  float energy[kLanes], projected_energy[kLanes], dot[kLanes], square[kLanes];
+  kernels_.token_energy(tile.basis ? tile.projected : tile.x,
+                        tile.basis ? projection.rows : projection.dim, energy);
+  for (uint32_t i = 0; i < kLanes; ++i) projected_energy[i] = energy[i] * row_energy;
+  encode({tile.groups.data(), static_cast<uint32_t>(tile.groups.size()), num_tokens,
+          tile.unit_energy, tile.projected, projected_energy, out, dot, square});
+  CodeScales(rule, energy, dot, square, row_energy, scales);
 }
 
 }  // namespace sketchkv

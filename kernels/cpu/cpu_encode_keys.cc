@@ -48,7 +48,6 @@ struct CpuCellCodec::SketchState {
   const uint8_t* channels = nullptr;  // u16, of the group of the tile at hand
   std::vector<float> outliers;        // [num_outliers][16]: what was in those rows of the tile
   std::vector<float> projected;       // codes: [rows][16]
-  std::vector<uint8_t> codes;         // codes: [rows][16]
   float scales[kLanes] = {};          // of the tile, as a reader will see them / 2^exponent
 };
 
@@ -61,9 +60,7 @@ void CpuCellCodec::EncodeKeys(float* tiles, uint32_t num_tokens, int exponent,
   state.exponent = exponent;
   state.outliers.resize(size_t{profile_.num_outliers} * kLanes);
   if (profile_.key_codec == KeyCodec::kCodes) {
-    const uint32_t rows = key_projection_->rows();
-    state.projected.resize(RoundUp(rows, layout_.head_dim) * kLanes);
-    state.codes.resize(size_t{rows} * kLanes);
+    state.projected.resize(RoundUp(key_projection_->rows(), layout_.head_dim) * kLanes);
   }
   if (profile_.centering == Centering::kBlock) TakeBlockMean(&state, cell);
   const uint32_t group_tiles =
@@ -144,19 +141,11 @@ void CpuCellCodec::SketchKeys(SketchState* state, uint32_t tile, uint8_t* cell) 
 void CpuCellCodec::EncodeKeyCodes(SketchState* state, uint32_t tile, uint8_t* cell) const {
   const ProjectionArgs projection = key_projection_->Args();
   const float* keys = state->tiles + size_t{tile} * layout_.head_dim * kLanes;
-  kernels_.project_tile(projection, keys, state->projected.data());
-  float dot[kLanes], square[kLanes], energy[kLanes];
-  kernels_.encode_codes({key_groups_.data(), static_cast<uint32_t>(key_groups_.size()),
-                         key_unit_energy_, state->projected.data(), state->codes.data(), dot,
-                         square});
-  PackKeys(key_groups_, state->codes.data(), TokensIn(tile, state->num_tokens),
-           cell + format_.plane_offset(tile));
-  // A basis may leave coordinates out; exact is the part that is stored.
-  const bool basis = profile_.projection == Projection::kBasis;
-  kernels_.token_energy(basis ? state->projected.data() : keys,
-                        basis ? projection.rows : layout_.head_dim, energy);
-  const float row_energy = basis ? 1.0f : static_cast<float>(layout_.head_dim);
-  CodeScales(profile_.scale_rule, energy, dot, square, row_energy, state->scales);
+  const CodesTile codes{key_groups_, key_unit_energy_,
+                        &projection, profile_.projection == Projection::kBasis,
+                        keys,        state->projected.data()};
+  EncodeCodes(kernels_.encode_keys, codes, profile_.scale_rule, TokensIn(tile, state->num_tokens),
+              cell + format_.plane_offset(tile), state->scales);
   StoreScales(state->scales, state->exponent,
               cell + format_.scale_offset(tile, format_.key_scale_row));
 }

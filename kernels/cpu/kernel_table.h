@@ -60,26 +60,42 @@ struct CodeGroup {
   uint32_t rows;  // how many
   uint32_t bits;  // 1-4 of each (min-max values: 2, 4 or 8)
   CodePlacement placement;
-  uint32_t place;       // first word of a key's planes, or first line of a tile of values
-  float inverse_unit;   // the encoder divides coordinates by the unit before it quantises
-  float bounds[7];      // between magnitudes of N(0,1), ascending; 2^(bits - 1) - 1 of them
-  float magnitudes[8];  // of the positive codes, in units of the coordinate
-  float levels[16];     // of all codes, repeated to fill the table
+  uint32_t place;      // first word of a key's planes, or first line of a tile of values
+  float inverse_unit;  // the encoder divides coordinates by the unit before it quantises
+  // Of codes from 1 up: what a coordinate, in units, exceeds if its code is not below.
+  float thresholds[16];
+  float levels[16];  // of all codes, in units of the coordinate; repeated to fill the table
   // The same levels as integers times a unit. Of 8-bit min-max values the code less 128 stands for
   // the level, and there is no table.
   int8_t level_codes[16];
   float level_unit;
+  // The search for a key's unit: [kUnitTrials][64] levels by magnitude in steps of 1 / kUnitSteps,
+  // and what products of magnitudes and levels, and of levels and levels, weigh in the key.
+  const uint8_t* search_levels;
+  float search_dot, search_square;
 };
 
-// Scalar codes of one tile of projections, per key the unit that fits best.
+// What the encoder tries as multiples of a key's own RMS: Lloyd-Max levels are right for a
+// Gaussian of RMS 1, and a finite sample is served better by levels a little nearer or farther.
+constexpr uint32_t kUnitTrials = 9;
+constexpr float kUnitFactors[kUnitTrials] = {0.85f,    0.89375f, 0.9375f,  0.98125f, 1.025f,
+                                             1.06875f, 1.1125f,  1.15625f, 1.2f};
+// Steps of the magnitudes it tries them on, a unit.
+constexpr float kUnitSteps = 21.0f;
+constexpr uint32_t kLargestSearchLevel = 63;
+
+// Scalar codes of one tile of projections, per key (or value) the unit that fits best. Tokens from
+// num_tokens up leave zeros.
 struct EncodeCodesArgs {
   const CodeGroup* groups;
   uint32_t num_groups;
-  float unit_energy;  // sum over rows of their units squared
-  const float* rows;  // [rows of the groups][16], y
-  uint8_t* codes;     // likewise
-  float* dot;         // [16]: <y, levels>
-  float* square;      // [16]: <levels, levels>
+  uint32_t num_tokens;
+  float unit_energy;    // sum over rows of their units squared
+  const float* rows;    // [rows of the groups][16], y
+  const float* energy;  // [16]: |y|^2
+  uint8_t* out;         // planes of keys, lines of values
+  float* dot;           // [16]: <y, levels>
+  float* square;        // [16]: <levels, levels>
 };
 
 // What a query adds to scores, rounded once to integers: of a key whose nibbles have the values x_n
@@ -216,11 +232,12 @@ struct AttendCodesArgs {
 
 // Min-max values: scale * (code + zero / 16).
 struct ValueRangesArgs {
-  uint32_t dim, group_size, num_groups, bits;
+  const CodeGroup* group;
+  uint32_t dim, group_size, num_groups, num_tokens;
   Pow2Factors up, down;  // from the tile's unit to the stored one, and back
   const float* tile;     // [dim][16]
   uint8_t* ranges;       // [num_groups] of 64 bytes: u16 scale[16], i16 zero[16]
-  uint8_t* codes;        // [dim][16]
+  uint8_t* lines;        // of the codes; tokens from num_tokens up leave zeros
 };
 
 struct AttendRowsArgs {
@@ -263,7 +280,8 @@ struct KernelTable {
   // out = S^T y; y: [rows of the projection][16], overwritten.
   void (*back_project)(const ProjectionArgs& projection, float* y, float* out);
 
-  void (*encode_codes)(const EncodeCodesArgs& args);
+  void (*encode_keys)(const EncodeCodesArgs& args);
+  void (*encode_values)(const EncodeCodesArgs& args);
   // Levels of one tile: rows of the groups, [rows][16].
   void (*unpack_keys)(const CodeGroup* groups, uint32_t num_groups, const uint8_t* planes,
                       float* rows);

@@ -84,6 +84,13 @@ U Greater(const F& a, const F& b) {
   return r;
 }
 
+// x + step where a > b.
+U AddWhereGreater(const U& x, const F& a, const F& b, uint32_t step) {
+  U r;
+  SKETCHKV_EACH_LANE r.v[i] = x.v[i] + (a.v[i] > b.v[i] ? step : 0u);
+  return r;
+}
+
 U And(const U& a, const U& b) {
   U r;
   SKETCHKV_EACH_LANE r.v[i] = a.v[i] & b.v[i];
@@ -119,6 +126,11 @@ template <int kBits>
 U ShiftRight(const U& a) {
   U r;
   SKETCHKV_EACH_LANE r.v[i] = a.v[i] >> kBits;
+  return r;
+}
+U ShiftLeftBy(const U& a, const U& counts) {
+  U r;
+  SKETCHKV_EACH_LANE r.v[i] = a.v[i] << counts.v[i];
   return r;
 }
 U ShiftRightBy(const U& a, const U& counts) {
@@ -175,6 +187,13 @@ U LoadI16(const void* p) {
   SKETCHKV_EACH_LANE r.v[i] = static_cast<uint32_t>(static_cast<int32_t>(x[i]));
   return r;
 }
+U LoadU8(const void* p) {
+  uint8_t x[16];
+  __builtin_memcpy(x, p, sizeof(x));
+  U r;
+  SKETCHKV_EACH_LANE r.v[i] = x[i];
+  return r;
+}
 U LoadU16(const void* p) {
   uint16_t x[16];
   __builtin_memcpy(x, p, sizeof(x));
@@ -192,6 +211,12 @@ void StoreU8(void* p, const U& a) {
 F LookUp(const float* table, const U& index) {
   F r;
   SKETCHKV_EACH_LANE r.v[i] = table[index.v[i] & 15];
+  return r;
+}
+// table[8], by the low three bits.
+F LookUpEight(const float* table, const U& index) {
+  F r;
+  SKETCHKV_EACH_LANE r.v[i] = table[index.v[i] & 7];
   return r;
 }
 // Lanes below 2^16.
@@ -311,6 +336,53 @@ void SumEntries(const ScorePlanesArgs& args, uint32_t tile, U (*sums)[kQueries])
       SKETCHKV_EACH_LANE { sums[0][q].v[i] += weight * entries[word.v[i] >> 4 * (n % 8) & 15]; }
     }
   }
+}
+
+// Rows of a 4 x 4 transpose, in each quarter of the lanes.
+void Transpose4(U* x) {
+  for (int quarter = 0; quarter < 16; quarter += 4) {
+    for (int i = 0; i < 4; ++i) {
+      for (int j = 0; j < i; ++j) {
+        const uint32_t word = x[i].v[quarter + j];
+        x[i].v[quarter + j] = x[j].v[quarter + i];
+        x[j].v[quarter + i] = word;
+      }
+    }
+  }
+}
+
+// Lanes as four bytes each.
+struct ByteTable {
+  const uint8_t* bytes;
+};
+struct ByteIndex {
+  uint8_t v[64];
+};
+
+ByteTable LoadByteTable(const uint8_t* table) { return {table}; }
+// min(x, 63) of each byte.
+ByteIndex IndexOf(const U& x) {
+  ByteIndex r;
+  __builtin_memcpy(r.v, &x, sizeof(r.v));
+  for (uint8_t& index : r.v) index = index < 63 ? index : 63;
+  return r;
+}
+U LookUpBytes(const ByteTable& table, const ByteIndex& index) {
+  uint8_t bytes[64];
+  for (int i = 0; i < 64; ++i) bytes[i] = table.bytes[index.v[i]];
+  return LoadU(bytes);
+}
+// sum + the four products of unsigned and signed bytes.
+U DotBytes(const U& sum, const U& a, const U& b) {
+  U r;
+  SKETCHKV_EACH_LANE {
+    int32_t dot = 0;
+    for (int shift = 0; shift < 32; shift += 8) {
+      dot += static_cast<int32_t>(a.v[i] >> shift & 255) * static_cast<int8_t>(b.v[i] >> shift);
+    }
+    r.v[i] = sum.v[i] + static_cast<uint32_t>(dot);
+  }
+  return r;
 }
 
 #include "kernels/cpu/kernels.inc"

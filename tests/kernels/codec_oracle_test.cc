@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "tests/kernels/codec_testing.h"
+#include "tests/testing/reference_units.h"
 #include "tests/testing/status_matchers.h"
 
 // The scalar kernels against the oracle in double precision, within stated bounds. What other
@@ -18,11 +19,6 @@ namespace {
 // Of a stored scale, relative to itself; and the step of those below the normal floats.
 constexpr double kScaleRelative = 1.0 / 512 + 1e-5;
 constexpr double kScaleAbsolute = 0x1p-134;
-
-double LargestLevel(uint32_t bits) {
-  const double largest[] = {0.79788456, 90 * 0.0167820, 114 * 0.0188866, 104 * 0.0262197};
-  return largest[bits - 1];
-}
 
 double Norm(const std::vector<double>& x) { return std::sqrt(ReferenceDot(x, x)); }
 
@@ -93,20 +89,31 @@ void ExpectSketch(const Matrix& s, const std::vector<double>& key, const std::ve
   ASSERT_NEAR(scale, wanted, wanted * kScaleRelative + kScaleAbsolute);
 }
 
-// Of row `i` of a run: a quarter of the 3-bit codes of keys have levels of their own.
-const std::vector<double>& LevelsOf(const ReferenceRun& run, bool keys, uint32_t i) {
-  const uint32_t piece = std::min(32u, run.rows - i / 32 * 32);
-  return keys && run.bits == 3 && i % 32 >= piece - piece / 4 ? run.spread_levels : run.levels;
+// Whether each of `levels` is the nearest to its coordinate when `unit` is the unit of all, within
+// rounding. Bounds lie midway between levels, to four digits.
+bool Explains(double unit, const std::vector<ReferenceRun>& runs, bool keys,
+              const std::vector<double>& y, const std::vector<double>& levels) {
+  for (const ReferenceRun& run : runs) {
+    for (uint32_t r = 0; r < run.rows; ++r) {
+      const std::vector<double>& own = ReferenceLevels(run, keys, r);
+      const double magnitude = std::fabs(y[run.row + r]) / unit;
+      const double level = std::fabs(levels[run.row + r]);
+      size_t i = own.size() / 2;
+      while (std::fabs(own[i] - level) > 1e-6 * own.back()) ++i;
+      const bool lowest = i == own.size() / 2;
+      if (!lowest && magnitude < 0.999 * (own[i] + own[i - 1]) / 2) return false;
+      if (i + 1 < own.size() && magnitude > 1.001 * (own[i] + own[i + 1]) / 2) return false;
+    }
+  }
+  return true;
 }
 
-// Codes of the projections `y` as far as any encoder must agree: for some unit of the key's own,
-// every code is the nearest level (within rounding), the unit is at least as good as the plain RMS
-// (of the key, in units of the groups), and the scale follows from the codes. `energy`: |x|^2 of
-// what was projected; row_energy: of a row of S.
+// Codes of the projections `y`: of the units tried one of the best gives them, and the scale
+// follows from them. `energy`: |x|^2 of what was projected; row_energy: of a row of S.
 void ExpectCodes(const std::vector<ReferenceRun>& runs, bool keys, const std::vector<double>& y,
                  const std::vector<double>& levels, double scale, ScaleRule rule, double energy,
                  double row_energy) {
-  double dot = 0, square = 0, units = 0;
+  double dot = 0, square = 0;
   for (size_t i = 0; i < y.size(); ++i) {
     dot += y[i] * levels[i];
     square += levels[i] * levels[i];
@@ -117,45 +124,17 @@ void ExpectCodes(const std::vector<ReferenceRun>& runs, bool keys, const std::ve
   }
   ASSERT_NEAR(scale, wanted, wanted * kScaleRelative + kScaleAbsolute);
   if (energy == 0) return;
-
-  // Of units at which each coordinate's nearest level is the stored one: from below and above.
-  double low = 0, high = std::numeric_limits<double>::infinity();
-  for (const ReferenceRun& run : runs) {
-    const double unit = run.levels.back() / LargestLevel(run.bits);  // of the coordinates' RMS
-    for (uint32_t r = run.row; r < run.row + run.rows; ++r) {
-      units += unit * unit;
-      const double magnitude = std::fabs(y[r]);
-      if (magnitude > 1e-5 * std::sqrt(energy)) {
-        ASSERT_EQ(levels[r] > 0, y[r] > 0) << "row " << r;
-      }
-      const std::vector<double>& own = LevelsOf(run, keys, r - run.row);
-      const size_t half = own.size() / 2;
-      size_t index = half;
-      while (std::fabs(own[index] - std::fabs(levels[r])) > 1e-6 * unit) ++index;
-      // Bounds lie midway between levels, to four digits.
-      if (index > half) high = std::min(high, magnitude / ((own[index] + own[index - 1]) / 2));
-      if (index + 1 < own.size()) {
-        low = std::max(low, magnitude / ((own[index] + own[index + 1]) / 2));
-      }
-    }
+  for (size_t i = 0; i < y.size(); ++i) {
+    if (std::fabs(y[i]) < 1e-5 * std::sqrt(energy)) continue;
+    ASSERT_EQ(levels[i] > 0, y[i] > 0) << "row " << i;
   }
-  ASSERT_LE(low, high * 1.001) << "no unit explains these codes";
-  // Not worse than taking the RMS for the unit.
-  const double rms = std::sqrt(ReferenceDot(y, y) / units);
-  double plain_dot = 0, plain_square = 0;
-  for (const ReferenceRun& run : runs) {
-    for (uint32_t r = run.row; r < run.row + run.rows; ++r) {
-      const std::vector<double>& own = LevelsOf(run, keys, r - run.row);
-      double best = own[0];
-      for (double level : own) {
-        const double u = y[r] / rms;
-        if (std::fabs(level - u) < std::fabs(best - u)) best = level;
-      }
-      plain_dot += y[r] * best;
-      plain_square += best * best;
-    }
+  double best = 0, chosen = 0;
+  for (const ReferenceUnit& unit : ReferenceUnits(runs, keys, y)) {
+    best = std::max(best, unit.merit);
+    if (Explains(unit.unit, runs, keys, y, levels)) chosen = std::max(chosen, unit.merit);
   }
-  ASSERT_GE(dot * dot / square, 0.995 * plain_dot * plain_dot / plain_square);
+  ASSERT_GT(chosen, 0) << "no unit explains these codes";
+  ASSERT_GE(chosen, (1 - 1e-5) * best);
 }
 
 std::vector<double> Project(const Matrix& s, const std::vector<double>& x) {

@@ -11,6 +11,9 @@
 namespace sketchkv {
 namespace {
 
+// What registers hold: rows of a Walsh-Hadamard transform, and sums over a dense one.
+constexpr uint32_t kWalshRows = 4, kDenseRows = 4;
+
 struct F {
   __m256 a, b;  // lanes 0-7, 8-15
 };
@@ -235,7 +238,7 @@ U DotBytes(const U& sum, const U& x, const U& y) {
 
 // The kernels use what stands before them.
 // clang-format off
-#include "kernels/cpu/transpose_avx.inc"
+#include "kernels/cpu/transpose_avx2.inc"
 #include "kernels/cpu/sum_entries_avx2.inc"
 #include "kernels/cpu/kernels.inc"
 // clang-format on

@@ -40,7 +40,7 @@ template <int kDigits>
 constexpr int kSixteensTogether = 4 / kDigits;
 
 #include "kernels/cpu/bytes_avx512.inc"
-#include "kernels/cpu/transpose_avx.inc"
+#include "kernels/cpu/transpose_avx512.inc"
 #include "kernels/cpu/sum_entries_avx2.inc"
 #include "kernels/cpu/kernels.inc"
 // clang-format on

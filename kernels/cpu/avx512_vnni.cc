@@ -29,7 +29,7 @@ U DotBytes7(U sum, const uint8_t* digits, U bytes) { return DotBytes8(sum, digit
 template <int kDigits>
 constexpr int kSixteensTogether = 4 / kDigits;
 
-#include "kernels/cpu/transpose_avx.inc"
+#include "kernels/cpu/transpose_avx512.inc"
 #include "kernels/cpu/sum_entries_vnni.inc"
 #include "kernels/cpu/kernels.inc"
 // clang-format on

@@ -51,17 +51,6 @@ void StoreTiles(const KernelTable& kernels, uint32_t dim, uint32_t num_tokens, D
   }
 }
 
-// tile[c] = tile[c] * scales + mean[c].
-void ScaleTile(const float* scales, const float* mean, uint32_t dim, float* tile) {
-  for (uint32_t c = 0; c < dim; ++c) {
-    const float add = mean == nullptr ? 0.0f : mean[c];
-    for (uint32_t i = 0; i < kLanes; ++i) {
-      float* x = tile + size_t{c} * kLanes + i;
-      *x = *x * scales[i] + add;
-    }
-  }
-}
-
 }  // namespace
 
 absl::Status CpuCellCodec::Decode(std::span<const std::byte> cell, uint32_t num_tokens,
@@ -130,9 +119,9 @@ void CpuCellCodec::DecodeKeyTile(const uint8_t* cell, uint32_t tile, float* keys
     for (uint32_t c = 0; c < dim; ++c) {
       mean[c] = Bf16ToFloat(ReadU16(cell + format_.mean + size_t{2} * c));
     }
-    ScaleTile(scales, mean, dim, keys);
+    kernels_.scale_tile(scales, mean, dim, keys);
   } else {
-    ScaleTile(scales, key_mean(), dim, keys);
+    kernels_.scale_tile(scales, key_mean(), dim, keys);
   }
   if (profile_.num_outliers > 0) AddOutliers(cell, tile, keys);
 }
@@ -176,7 +165,7 @@ void CpuCellCodec::DecodeValueTile(const uint8_t* cell, uint32_t tile, float* va
     float scales[kLanes];
     kernels_.load_scales(cell + format_.scale_offset(tile, format_.value_scale_row), kLanes,
                          scales);
-    return ScaleTile(scales, value_mean(), dim, values);
+    return kernels_.scale_tile(scales, value_mean(), dim, values);
   }
   kernels_.unpack_values(value_groups_.data(), num_groups, lines, values);
   const uint8_t* ranges = cell + format_.ranges + size_t{tile} * format_.value_groups * kLineBytes;

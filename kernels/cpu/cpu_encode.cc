@@ -30,13 +30,6 @@ absl::Status NotFinite(absl::string_view what, const float* tiles, uint32_t dim,
   return absl::InternalError("no number that is not finite");
 }
 
-// tile[c] -= mean[c] for the tokens that are there.
-void SubtractMean(const float* mean, uint32_t dim, uint32_t num_tokens, float* tile) {
-  for (uint32_t c = 0; c < dim; ++c) {
-    for (uint32_t i = 0; i < num_tokens; ++i) tile[size_t{c} * kLanes + i] -= mean[c];
-  }
-}
-
 void CopyRows(RowsView rows, uint32_t num_tokens, size_t row_bytes, uint8_t* out) {
   for (uint32_t token = 0; token < num_tokens; ++token) {
     std::memcpy(out + token * row_bytes, rows.data + token * rows.stride_bytes, row_bytes);
@@ -99,10 +92,9 @@ absl::Status CpuCellCodec::LoadTiles(const RowsArgs& rows, absl::string_view wha
   for (uint32_t token = 0; token < num_tokens; token += kLanes, tile += tile_floats) {
     RowsArgs tile_rows = rows;
     tile_rows.data += token * rows.stride;
+    tile_rows.mean = mean;
     const uint32_t count = std::min(kLanes, num_tokens - token);
-    kernels_.load_tile(tile_rows, count, dim, tile);
-    if (mean != nullptr) SubtractMean(mean, dim, count, tile);
-    largest = std::max(largest, kernels_.max_abs_bits(tile, tile_floats));
+    largest = std::max(largest, kernels_.load_tile(tile_rows, count, dim, tile));
   }
   if (largest >= kInfinityBits) return NotFinite(what, tiles, dim, num_tokens);
   *exponent = largest == 0 ? 0 : FloorLog2(std::bit_cast<float>(largest));

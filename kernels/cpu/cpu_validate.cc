@@ -72,8 +72,8 @@ absl::Status CheckRows(const KernelTable& kernels, absl::string_view field, cons
   std::vector<float> tile(size_t{dim} * kLanes);
   RowsArgs at = rows;
   for (uint32_t token = 0; token < num_tokens; token += kLanes) {
-    kernels.load_tile(at, std::min(kLanes, num_tokens - token), dim, tile.data());
-    if (kernels.max_abs_bits(tile.data(), tile.size()) >= 0x7F800000) {
+    if (kernels.load_tile(at, std::min(kLanes, num_tokens - token), dim, tile.data()) >=
+        0x7F800000) {
       return absl::InvalidArgumentError(absl::StrCat("cell ", field, " of tokens from ", token,
                                                      " to ", token + kLanes - 1,
                                                      " hold a number that is not finite"));

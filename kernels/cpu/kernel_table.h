@@ -39,6 +39,7 @@ struct RowsArgs {
   size_t stride;
   uint32_t dtype;
   const float* fp8_values;  // [256], with the scale applied; null unless fp8
+  const float* mean;        // load_tile takes mean[c] out; null for none
 };
 
 struct SketchArgs {
@@ -255,13 +256,15 @@ struct AttendRowsArgs {
 struct KernelTable {
   const char* name;
 
-  // Rows to a tile; tokens from num_tokens up become zeros.
-  void (*load_tile)(const RowsArgs& rows, uint32_t num_tokens, uint32_t dim, float* tile);
+  // Rows to a tile; tokens from num_tokens up become zeros. Reads each number once. Returns the
+  // largest bit pattern of |x|: orders floats, and NaN and Inf come last.
+  uint32_t (*load_tile)(const RowsArgs& rows, uint32_t num_tokens, uint32_t dim, float* tile);
   // A tile to rows of bf16, fp16 or fp32; rounds to nearest even, saturates at the largest finite.
   void (*store_tile)(const float* tile, uint32_t num_tokens, uint32_t dim, uint8_t* out,
                      size_t out_stride, uint32_t out_dtype);
-  // The largest bit pattern of |x|: orders floats, and NaN and Inf come last. count: of 16s.
-  uint32_t (*max_abs_bits)(const float* x, size_t count);
+  // tile[c] = tile[c] * scales[i] + mean[c]; a null mean is 0.
+  void (*scale_tile)(const float* scales, const float* mean, uint32_t dim, float* tile);
+  // count: of 16s.
   void (*multiply)(float* x, size_t count, const Pow2Factors& factors);
   // Scales (kernels/format.h) of 16s of non-negative floats, to nearest even; and back.
   void (*store_scales)(const float* x, size_t count, uint8_t* out);
@@ -277,8 +280,8 @@ struct KernelTable {
   void (*project_tile)(const ProjectionArgs& projection, const float* x, float* y);
   // out[c] = sum_i bits_i S[i][c]
   void (*reconstruct_signs)(const ProjectionArgs& projection, const uint8_t* signs, float* out);
-  // out = S^T y; y: [rows of the projection][16], overwritten.
-  void (*back_project)(const ProjectionArgs& projection, float* y, float* out);
+  // out = S^T y; y: [rows of the projection][16].
+  void (*back_project)(const ProjectionArgs& projection, const float* y, float* out);
 
   void (*encode_keys)(const EncodeCodesArgs& args);
   void (*encode_values)(const EncodeCodesArgs& args);

@@ -9,6 +9,9 @@
 namespace sketchkv {
 namespace {
 
+// What registers hold: rows of a Walsh-Hadamard transform, and sums over a dense one.
+constexpr uint32_t kWalshRows = 4, kDenseRows = 4;
+
 #define SKETCHKV_EACH_LANE for (int i = 0; i < 16; ++i)
 
 struct F {

@@ -24,7 +24,8 @@ constexpr float kLevelUnits[4] = {0.79788456f, 0.0167820f, 0.0188866f, 0.0262197
 constexpr int8_t kSpreadMagnitudes[4] = {65 - 34 - 17, 65 - 34 + 17, 65 + 34 - 17, 65 + 34 + 17};
 constexpr float kSpreadUnit = 0.0179529f;
 
-// Of the search for a unit, one step of a level in units of N(0,1): 3-bit codes of both kinds add up.
+// Of the search for a unit, one step of a level in units of N(0,1): 3-bit codes of both kinds add
+// up.
 constexpr float SearchStep(uint32_t bits) {
   const uint32_t highest = (1u << (bits - 1)) - 1;
   return static_cast<float>(kMagnitudes[bits - 1][highest]) * kLevelUnits[bits - 1] /
@@ -36,8 +37,7 @@ struct SearchLevels {
 };
 
 // What a magnitude of `index` steps becomes at each of the units tried.
-constexpr SearchLevels MakeSearchLevels(uint32_t bits, const int8_t* magnitudes,
-                                        float level_unit) {
+constexpr SearchLevels MakeSearchLevels(uint32_t bits, const int8_t* magnitudes, float level_unit) {
   SearchLevels table{};
   for (uint32_t trial = 0; trial < kUnitTrials; ++trial) {
     for (uint32_t index = 0; index < 64; ++index) {
@@ -58,8 +58,7 @@ constexpr SearchLevels kSearchLevels[4] = {MakeSearchLevels(1, kMagnitudes[0], k
                                            MakeSearchLevels(2, kMagnitudes[1], kLevelUnits[1]),
                                            MakeSearchLevels(3, kMagnitudes[2], kLevelUnits[2]),
                                            MakeSearchLevels(4, kMagnitudes[3], kLevelUnits[3])};
-constexpr SearchLevels kSpreadSearchLevels =
-    MakeSearchLevels(3, kSpreadMagnitudes, kSpreadUnit);
+constexpr SearchLevels kSpreadSearchLevels = MakeSearchLevels(3, kSpreadMagnitudes, kSpreadUnit);
 
 // Levels of 2^bits codes from the magnitudes of the upper half: code half + i is magnitude i, code
 // half - 1 - i its negative. level_unit: in units of N(0,1), unit: what those are worth.

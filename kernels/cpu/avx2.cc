@@ -111,21 +111,20 @@ void StoreU8(void* p, U x) {
   _mm_storeu_si128(static_cast<__m128i*>(p),
                    _mm_packus_epi16(low, _mm256_extracti128_si256(words, 1)));
 }
-__m256 LookUp8(__m256 low, __m256 high, __m256i index) {
-  const __m256 a = _mm256_permutevar8x32_ps(low, index);
-  const __m256 b = _mm256_permutevar8x32_ps(high, index);
-  return _mm256_blendv_ps(a, b, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
+// Sixteen floats.
+using FloatTable = F;
+FloatTable LoadFloatTable(const float* table) { return Load(table); }
+template <int kBits>
+__m256 LookUp(const FloatTable& table, __m256i index) {
+  const __m256 low = _mm256_permutevar8x32_ps(table.a, index);
+  if (kBits <= 3) return low;
+  const __m256 high = _mm256_permutevar8x32_ps(table.b, index);
+  return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
 }
-// table[16], by the low four bits of each lane.
-F LookUp(const float* table, U index) {
-  const __m256 low = _mm256_loadu_ps(table);
-  const __m256 high = _mm256_loadu_ps(table + 8);
-  return {LookUp8(low, high, index.a), LookUp8(low, high, index.b)};
-}
-// table[8], by the low three bits.
-F LookUpEight(const float* table, U index) {
-  const __m256 values = _mm256_loadu_ps(table);
-  return {_mm256_permutevar8x32_ps(values, index.a), _mm256_permutevar8x32_ps(values, index.b)};
+// Of a table that repeats after 2^kBits: by the low four bits of each lane, or fewer.
+template <int kBits>
+F LookUp(const FloatTable& table, U index) {
+  return {LookUp<kBits>(table, index.a), LookUp<kBits>(table, index.b)};
 }
 void StoreU16(void* p, U x) {
   const __m256i packed = _mm256_packus_epi32(x.a, x.b);  // 0-3 8-11 | 4-7 12-15

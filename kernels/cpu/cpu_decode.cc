@@ -168,17 +168,8 @@ void CpuCellCodec::DecodeValueTile(const uint8_t* cell, uint32_t tile, float* va
     return kernels_.scale_tile(scales, value_mean(), dim, values);
   }
   kernels_.unpack_values(value_groups_.data(), num_groups, lines, values);
-  const uint8_t* ranges = cell + format_.ranges + size_t{tile} * format_.value_groups * kLineBytes;
-  float scales[kLanes];
-  for (uint32_t c = 0; c < dim; ++c) {
-    const uint8_t* line = ranges + size_t{c / profile_.value_group_size} * kLineBytes;
-    if (c % profile_.value_group_size == 0) kernels_.load_scales(line, kLanes, scales);
-    for (uint32_t i = 0; i < kLanes; ++i) {
-      const auto zero = static_cast<int16_t>(ReadU16(line + kLineBytes / 2 + 2 * i));
-      float* x = values + size_t{c} * kLanes + i;
-      *x = scales[i] * (*x + kZeroPointUnit * static_cast<float>(zero));
-    }
-  }
+  kernels_.scale_ranges(cell + format_.ranges + size_t{tile} * format_.value_groups * kLineBytes,
+                        profile_.value_group_size, dim, values);
 }
 
 void CpuCellCodec::DecodeValues(const uint8_t* cell, uint32_t num_tokens, DType dtype,

@@ -15,6 +15,15 @@ namespace {
 
 constexpr uint32_t kInfinityBits = 0x7F800000;
 
+// What a cell whose largest number has the bits `largest` is divided by, so that no square
+// overflows and those of tokens far below the others do not vanish. Most cells need nothing.
+int CellExponent(uint32_t largest) {
+  constexpr int kSmallest = -12, kLargest = 32;
+  if (largest == 0) return 0;
+  const int exponent = FloorLog2(std::bit_cast<float>(largest));
+  return exponent >= kSmallest && exponent <= kLargest ? 0 : exponent;
+}
+
 // The first non-finite number in token order, as an error.
 absl::Status NotFinite(absl::string_view what, const float* tiles, uint32_t dim,
                        uint32_t num_tokens) {
@@ -97,16 +106,16 @@ absl::Status CpuCellCodec::LoadTiles(const RowsArgs& rows, absl::string_view wha
     largest = std::max(largest, kernels_.load_tile(tile_rows, count, dim, tile));
   }
   if (largest >= kInfinityBits) return NotFinite(what, tiles, dim, num_tokens);
-  *exponent = largest == 0 ? 0 : FloorLog2(std::bit_cast<float>(largest));
-  kernels_.multiply(tiles, tile - tiles, MakePow2(-*exponent));
+  *exponent = CellExponent(largest);
+  if (*exponent != 0) kernels_.multiply(tiles, tile - tiles, MakePow2(-*exponent));
   return absl::OkStatus();
 }
 
 void CpuCellCodec::StoreScales(float* x, int exponent, uint8_t* out) const {
-  kernels_.multiply(x, kLanes, MakePow2(exponent));
+  if (exponent != 0) kernels_.multiply(x, kLanes, MakePow2(exponent));
   kernels_.store_scales(x, kLanes, out);
   kernels_.load_scales(out, kLanes, x);
-  kernels_.multiply(x, kLanes, MakePow2(-exponent));
+  if (exponent != 0) kernels_.multiply(x, kLanes, MakePow2(-exponent));
 }
 
 void CpuCellCodec::EncodeMinMax(const float* tiles, uint32_t num_tokens, int exponent,

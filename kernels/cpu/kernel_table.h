@@ -302,6 +302,8 @@ struct KernelTable {
   void (*attend_rows)(const AttendRowsArgs& args);
 
   void (*value_ranges)(const ValueRangesArgs& args);
+  // tile = scale * (tile + zero / 16), by the ranges of its groups of channels; [dim][16].
+  void (*scale_ranges)(const uint8_t* ranges, uint32_t group_size, uint32_t dim, float* tile);
 };
 
 extern const KernelTable kScalarKernels;

@@ -210,16 +210,14 @@ void StoreU8(void* p, const U& a) {
   SKETCHKV_EACH_LANE x[i] = static_cast<uint8_t>(a.v[i]);
   __builtin_memcpy(p, x, sizeof(x));
 }
-// table[16], by the low four bits of each lane.
-F LookUp(const float* table, const U& index) {
+// Sixteen floats.
+using FloatTable = const float*;
+FloatTable LoadFloatTable(const float* table) { return table; }
+// Of a table that repeats after 2^kBits: by the low four bits of each lane, or fewer.
+template <int kBits>
+F LookUp(const FloatTable& table, const U& index) {
   F r;
   SKETCHKV_EACH_LANE r.v[i] = table[index.v[i] & 15];
-  return r;
-}
-// table[8], by the low three bits.
-F LookUpEight(const float* table, const U& index) {
-  F r;
-  SKETCHKV_EACH_LANE r.v[i] = table[index.v[i] & 7];
   return r;
 }
 // Lanes below 2^16.

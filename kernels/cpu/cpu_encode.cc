@@ -72,19 +72,22 @@ absl::Status CpuCellCodec::Encode(RowsView keys, RowsView values, uint32_t num_t
   const auto tiles = std::make_unique_for_overwrite<float[]>(
       padded * std::max(layout_.head_dim, layout_.value_dim));
   int exponent = 0;
-  SKETCHKV_RETURN_IF_ERROR(LoadTiles(KeyRows(keys), "keys", layout_.head_dim, key_mean(),
-                                     num_tokens, tiles.get(), &exponent));
-  if (profile_.key_codec == KeyCodec::kRaw) {
-    CopyRows(keys, num_tokens, layout_.key_row_bytes(), bytes + format_.raw_keys);
-  } else {
-    EncodeKeys(tiles.get(), num_tokens, exponent, bytes);
-  }
+  // The caller's memory may change meanwhile (a client writes to it through shared memory), so
+  // every number is loaded from it once: what is checked is what is stored.
+  const bool raw_keys = profile_.key_codec == KeyCodec::kRaw;
+  if (raw_keys) CopyRows(keys, num_tokens, layout_.key_row_bytes(), bytes + format_.raw_keys);
+  SKETCHKV_RETURN_IF_ERROR(LoadTiles(raw_keys ? StoredKeyRows(bytes) : KeyRows(keys), "keys",
+                                     layout_.head_dim, key_mean(), num_tokens, tiles.get(),
+                                     &exponent));
+  if (!raw_keys) EncodeKeys(tiles.get(), num_tokens, exponent, bytes);
   if (layout_.value_source == ValueSource::kKeyPrefix) return absl::OkStatus();
-  SKETCHKV_RETURN_IF_ERROR(LoadTiles(ValueRows(values), "values", layout_.value_dim, value_mean(),
-                                     num_tokens, tiles.get(), &exponent));
-  if (profile_.value_codec == ValueCodec::kRaw) {
-    CopyRows(values, num_tokens, layout_.value_row_bytes(), bytes + format_.values);
-  } else if (profile_.value_codec == ValueCodec::kMinMax) {
+  const bool raw_values = profile_.value_codec == ValueCodec::kRaw;
+  if (raw_values) CopyRows(values, num_tokens, layout_.value_row_bytes(), bytes + format_.values);
+  SKETCHKV_RETURN_IF_ERROR(LoadTiles(raw_values ? StoredValueRows(bytes) : ValueRows(values),
+                                     "values", layout_.value_dim, value_mean(), num_tokens,
+                                     tiles.get(), &exponent));
+  if (raw_values) return absl::OkStatus();
+  if (profile_.value_codec == ValueCodec::kMinMax) {
     EncodeMinMax(tiles.get(), num_tokens, exponent, bytes);
   } else {
     EncodeRotated(tiles.get(), num_tokens, exponent, bytes);

@@ -137,7 +137,9 @@ class CpuCellCodec final : public CellCodec {
   [[nodiscard]] absl::Status LoadTiles(const RowsArgs& rows, absl::string_view what, uint32_t dim,
                                        const float* mean, uint32_t num_tokens, float* tiles,
                                        int* exponent) const;
-  void EncodeKeys(float* tiles, uint32_t num_tokens, int exponent, uint8_t* cell) const;
+  // The rows of `values`, which are next, are fetched meanwhile.
+  void EncodeKeys(float* tiles, uint32_t num_tokens, int exponent, const RowsArgs& values,
+                  uint8_t* cell) const;
   void EncodeMinMax(const float* tiles, uint32_t num_tokens, int exponent, uint8_t* cell) const;
   void EncodeRotated(float* tiles, uint32_t num_tokens, int exponent, uint8_t* cell) const;
   // One tile of keys or values as scalar codes of its projection: where they come from.
@@ -216,6 +218,10 @@ class CpuCellCodec final : public CellCodec {
   std::vector<float> key_fp8_;           // [256] with the scale; empty unless fp8
   std::vector<float> value_fp8_;
 };
+
+// Asks for the lines of up to sixteen rows from `token` on, so that they come from memory while
+// other work goes on.
+void PrefetchTile(const RowsArgs& rows, uint32_t dim, uint32_t token, uint32_t num_tokens);
 
 // Scales [16] of codes z of y = S x. energy: |x|^2, of a basis |y|^2; dot: <y, z>; square: <z, z>;
 // row_energy: the squared norm of a row of S.

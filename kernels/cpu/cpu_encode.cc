@@ -47,6 +47,14 @@ void CopyRows(RowsView rows, uint32_t num_tokens, size_t row_bytes, uint8_t* out
 
 }  // namespace
 
+void PrefetchTile(const RowsArgs& rows, uint32_t dim, uint32_t token, uint32_t num_tokens) {
+  const size_t row_bytes = dim * DTypeBytes(static_cast<DType>(rows.dtype));
+  for (const uint32_t end = std::min(token + kLanes, num_tokens); token < end; ++token) {
+    const uint8_t* row = rows.data + token * rows.stride;
+    for (size_t at = 0; at < row_bytes; at += kLineBytes) __builtin_prefetch(row + at);
+  }
+}
+
 void CodeScales(ScaleRule rule, const float* energy, const float* dot, const float* square,
                 float row_energy, float* scales) {
   for (uint32_t i = 0; i < kLanes; ++i) {
@@ -79,7 +87,7 @@ absl::Status CpuCellCodec::Encode(RowsView keys, RowsView values, uint32_t num_t
   SKETCHKV_RETURN_IF_ERROR(LoadTiles(raw_keys ? StoredKeyRows(bytes) : KeyRows(keys), "keys",
                                      layout_.head_dim, key_mean(), num_tokens, tiles.get(),
                                      &exponent));
-  if (!raw_keys) EncodeKeys(tiles.get(), num_tokens, exponent, bytes);
+  if (!raw_keys) EncodeKeys(tiles.get(), num_tokens, exponent, ValueRows(values), bytes);
   if (layout_.value_source == ValueSource::kKeyPrefix) return absl::OkStatus();
   const bool raw_values = profile_.value_codec == ValueCodec::kRaw;
   if (raw_values) CopyRows(values, num_tokens, layout_.value_row_bytes(), bytes + format_.values);
@@ -101,7 +109,9 @@ absl::Status CpuCellCodec::LoadTiles(const RowsArgs& rows, absl::string_view wha
   const size_t tile_floats = size_t{dim} * kLanes;
   uint32_t largest = 0;
   float* tile = tiles;
+  PrefetchTile(rows, dim, 0, num_tokens);
   for (uint32_t token = 0; token < num_tokens; token += kLanes, tile += tile_floats) {
+    PrefetchTile(rows, dim, token + kLanes, num_tokens);
     RowsArgs tile_rows = rows;
     tile_rows.data += token * rows.stride;
     tile_rows.mean = mean;

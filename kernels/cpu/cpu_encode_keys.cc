@@ -52,7 +52,7 @@ struct CpuCellCodec::SketchState {
 };
 
 void CpuCellCodec::EncodeKeys(float* tiles, uint32_t num_tokens, int exponent,
-                              uint8_t* cell) const {
+                              const RowsArgs& values, uint8_t* cell) const {
   SketchState state;
   state.tiles = tiles;
   state.num_tokens = num_tokens;
@@ -66,6 +66,7 @@ void CpuCellCodec::EncodeKeys(float* tiles, uint32_t num_tokens, int exponent,
   const uint32_t group_tiles =
       std::max(1u, static_cast<uint32_t>(RoundUp(profile_.outlier_group_tokens, kLanes)) / kLanes);
   for (uint32_t tile = 0; tile < state.num_tiles; ++tile) {
+    PrefetchTile(values, layout_.value_dim, tile * kLanes, num_tokens);
     if (profile_.num_outliers > 0) {
       if (format_.outlier_groups > 0 && tile % group_tiles == 0) {
         ChooseChannels(&state, tile / group_tiles, cell);

@@ -373,16 +373,19 @@ U LookUpBytes(const ByteTable& table, const ByteIndex& index) {
   for (int i = 0; i < 64; ++i) bytes[i] = table.bytes[index.v[i]];
   return LoadU(bytes);
 }
-// sum + the four products of unsigned and signed bytes.
+// sum + the four products of bytes, of which no four exceed 65,535.
 U DotBytes(const U& sum, const U& a, const U& b) {
-  U r;
-  SKETCHKV_EACH_LANE {
-    int32_t dot = 0;
-    for (int shift = 0; shift < 32; shift += 8) {
-      dot += static_cast<int32_t>(a.v[i] >> shift & 255) * static_cast<int8_t>(b.v[i] >> shift);
-    }
-    r.v[i] = sum.v[i] + static_cast<uint32_t>(dot);
+  uint16_t x[32], y[32], pairs[32];  // two bytes each: 16 bits are multiplied at once
+  __builtin_memcpy(x, &a, sizeof(x));
+  __builtin_memcpy(y, &b, sizeof(y));
+  for (int i = 0; i < 32; ++i) {
+    const auto low = static_cast<uint16_t>((x[i] & 255) * (y[i] & 255));
+    const auto high = static_cast<uint16_t>((x[i] >> 8) * (y[i] >> 8));
+    pairs[i] = static_cast<uint16_t>(low + high);
   }
+  const U two = LoadU(pairs);
+  U r;
+  SKETCHKV_EACH_LANE r.v[i] = sum.v[i] + (two.v[i] & 0xFFFFu) + (two.v[i] >> 16);
   return r;
 }
 

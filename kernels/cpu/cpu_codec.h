@@ -132,8 +132,8 @@ class CpuCellCodec final : public CellCodec {
   // The outlier channels of group `group` of tokens, as u16 [num_outliers].
   [[nodiscard]] const uint8_t* OutlierChannels(const uint8_t* cell, uint32_t group) const;
 
-  // Rows, less `mean`, to tiles divided by 2^exponent, so that the largest number is moderate. Loads
-  // each number once.
+  // Rows, less `mean`, to tiles divided by 2^exponent, so that the largest number is moderate.
+  // Loads each number once.
   [[nodiscard]] absl::Status LoadTiles(const RowsArgs& rows, absl::string_view what, uint32_t dim,
                                        const float* mean, uint32_t num_tokens, float* tiles,
                                        int* exponent) const;

@@ -112,7 +112,7 @@ TEST_P(IsaEquality, EveryDimension) {
   const ProfileRequest& request = GetParam().request;
   const bool dense =
       request.name == "qjl-paper" || request.name == "klt" || request.projection.has_value();
-  for (uint32_t dim : {16u, 24u, 64u, 80u, 96u, 128u, 192u, 576u}) {
+  for (uint32_t dim : {16u, 24u, 64u, 80u, 96u, 128u, 192u, 256u, 512u, 576u}) {
     if (dense && dim > 192) continue;  // making S takes longer than using it
     ASSERT_NO_FATAL_FAILURE(ExpectSame(request, {dim, dim, 33, 33}));
   }

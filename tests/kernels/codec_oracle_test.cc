@@ -426,7 +426,8 @@ TEST_P(EveryProfile, AgreesWithTheOracle) {
                                            {24, 16, 40, 33},
                                            {80, 80, 48, 48},
                                            {128, 96, 64, 50},
-                                           {192, 128, 16, 16}}) {
+                                           {192, 128, 16, 16},
+                                           {256, 256, 16, 16}}) {
     SCOPED_TRACE(s.head_dim);
     ASSERT_NO_FATAL_FAILURE(ExpectAll(Subject(Layout(s.head_dim, s.value_dim, s.block_tokens),
                                               GetParam().request, s.num_tokens, s.head_dim)));
@@ -441,9 +442,9 @@ TEST_P(EveryProfile, ReadsEveryDType) {
   }
 }
 
-// Squares overflow or vanish in float.
+// Squares overflow or vanish in float; and where cells begin to be divided by a power of two.
 TEST_P(EveryProfile, SurvivesTheEndsOfTheFloatRange) {
-  for (double magnitude : {1.5e38 / 9, 1e-31}) {
+  for (double magnitude : {1.5e38 / 9, 1e-31, 0x1p31, 0x1p-14}) {
     SCOPED_TRACE(magnitude);
     for (DType dtype : {DType::kBf16, DType::kFp32}) {
       const Subject x(Layout(48, 40, 32, dtype), GetParam().request, 30, 3, magnitude);

@@ -318,6 +318,15 @@ void Transpose16(float* block) {
   }
 }
 
+// Of rows row(0) to row(15); out(i, x) takes column i.
+template <typename Row, typename Out>
+void TransposeRows(const Row& row, const Out& out) {
+  alignas(64) float block[256];
+  for (int i = 0; i < 16; ++i) Store(block + 16 * i, row(i));
+  Transpose16(block);
+  for (int i = 0; i < 16; ++i) out(i, Load(block + 16 * i));
+}
+
 template <int kQueries>
 constexpr int kTilesTogether = 1;
 template <int kDigits>

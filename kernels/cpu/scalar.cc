@@ -348,57 +348,11 @@ void SumEntries(const ScorePlanesArgs& args, uint32_t tile, U (*sums)[kQueries])
   }
 }
 
-// Rows of a 4 x 4 transpose, in each quarter of the lanes.
-void Transpose4(U* x) {
-  for (int quarter = 0; quarter < 16; quarter += 4) {
-    for (int i = 0; i < 4; ++i) {
-      for (int j = 0; j < i; ++j) {
-        const uint32_t word = x[i].v[quarter + j];
-        x[i].v[quarter + j] = x[j].v[quarter + i];
-        x[j].v[quarter + i] = word;
-      }
-    }
-  }
-}
-
-// Lanes as four bytes each.
-struct ByteTable {
-  const uint8_t* bytes;
-};
-struct ByteIndex {
-  uint8_t v[64];
-};
-
-ByteTable LoadByteTable(const uint8_t* table) { return {table}; }
-// min(x, 63) of each byte.
-ByteIndex IndexOf(const U& x) {
-  ByteIndex r;
-  __builtin_memcpy(r.v, &x, sizeof(r.v));
-  for (uint8_t& index : r.v) index = index < 63 ? index : 63;
-  return r;
-}
-U LookUpBytes(const ByteTable& table, const ByteIndex& index) {
-  uint8_t bytes[64];
-  for (int i = 0; i < 64; ++i) bytes[i] = table.bytes[index.v[i]];
-  return LoadU(bytes);
-}
-// sum + the four products of bytes, of which no four exceed 65,535.
-U DotBytes(const U& sum, const U& a, const U& b) {
-  uint16_t x[32], y[32], pairs[32];  // two bytes each: 16 bits are multiplied at once
-  __builtin_memcpy(x, &a, sizeof(x));
-  __builtin_memcpy(y, &b, sizeof(y));
-  for (int i = 0; i < 32; ++i) {
-    const auto low = static_cast<uint16_t>((x[i] & 255) * (y[i] & 255));
-    const auto high = static_cast<uint16_t>((x[i] >> 8) * (y[i] >> 8));
-    pairs[i] = static_cast<uint16_t>(low + high);
-  }
-  const U two = LoadU(pairs);
-  U r;
-  SKETCHKV_EACH_LANE r.v[i] = sum.v[i] + (two.v[i] & 0xFFFFu) + (two.v[i] >> 16);
-  return r;
-}
-
+// The kernels use what stands before them.
+// clang-format off
+#include "kernels/cpu/bytes_scalar.inc"
 #include "kernels/cpu/kernels.inc"
+// clang-format on
 
 }  // namespace
 

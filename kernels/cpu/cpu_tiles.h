@@ -32,7 +32,7 @@ struct CpuCellCodec::Tiles {
   // Enough to pay for what is done once for all of them, few enough to stay in the first cache
   // between scores and values.
   static constexpr uint32_t kMost = 16;
-  // Keys are prefetched so many tiles ahead: half a KiB each and more.
+  // Keys are prefetched so many tiles ahead, half a KiB each and more.
   static constexpr uint32_t kAhead = 16;
 
   uint32_t num_pieces = 0;

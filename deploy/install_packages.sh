@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Usage: deploy/install_packages.sh build|accuracy|tests
-# Installs what is missing of deploy/packages.txt: the [build] group, that and [accuracy], or all.
+# Usage: deploy/install_packages.sh build|accuracy|bench|tests
+# Installs what is missing of deploy/packages.txt: the [build] group; that and [accuracy]; those and
+# [bench]; or all but [bench].
 # Asks dpkg what is there, so a second run touches neither apt nor the network nor sudo.
 set -euo pipefail
 
@@ -14,13 +15,16 @@ fail() {
   exit 1
 }
 
-# read_list GROUP: the names of [build], with GROUP "accuracy" those of [accuracy] too, with "tests"
-# all.
+# read_list GROUP: the names of [build] and of what else GROUP needs.
 read_list() {
-  awk -v want="$1" '
+  local groups="[build] [$1]"
+  case $1 in
+    bench | tests) groups="$groups [accuracy]" ;;
+  esac
+  awk -v groups="$groups" '
     { sub(/#.*/, "") }
-    /^\[/ { group = $1; next }
-    NF && (want == "tests" || group == "[build]" || group == "[" want "]") { print $1 }' "$list"
+    /^\[/ { wanted = index(groups, $1); next }
+    NF && wanted { print $1 }' "$list"
 }
 
 # find_missing NAME...: those that dpkg does not have as installed.
@@ -81,8 +85,10 @@ explain_and_fail() {
 }
 
 main() {
-  [[ ${1:-} = build || ${1:-} = accuracy || ${1:-} = tests ]] ||
-    fail "usage: deploy/install_packages.sh build|accuracy|tests"
+  case ${1:-} in
+    build | accuracy | bench | tests) ;;
+    *) fail "usage: deploy/install_packages.sh build|accuracy|bench|tests" ;;
+  esac
   check_system
   local wanted missing
   mapfile -t wanted < <(read_list "$1")

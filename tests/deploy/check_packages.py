@@ -9,7 +9,7 @@ import sys
 
 LIST = "deploy/packages.txt"
 INSTALLER = "deploy/install_packages.sh"
-GROUPS = ["[accuracy]", "[build]", "[tests]"]
+GROUPS = ["[accuracy]", "[bench]", "[build]", "[tests]"]
 INSTALL = re.compile(r"\b(?:apt|apt-get|aptitude)(?:\s+-\S+(?:\s+\S+=\S+)?)*\s+install\b")
 NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 SKIP = re.compile(r"build.*|\.git|\.cache|__pycache__")

@@ -1,0 +1,114 @@
+"""Runs the benchmarks; tests/bench.sh is the way to call it.
+
+Exit status: 0 done (whether bars hold or not), 1 a contender failed, 2 bad arguments.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+import tempfile
+
+import contest
+import kernel_metrics
+import run_data
+import report
+from contest import say
+
+
+class Bench:
+    """One run: its processes and how thorough it is."""
+
+    def __init__(self, arguments, scratch):
+        self.quick = arguments.quick
+        self.rounds = 3 if arguments.quick else 11
+        self._common = {"data": scratch, "min_ms": 1 if arguments.quick else 15}
+        cpus = sorted(os.sched_getaffinity(0))
+        environment = {**os.environ, **{name: "1" for name in (
+            "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}}
+        pin = ["taskset", "-c", str(cpus[-1])]
+        folder = os.path.dirname(os.path.abspath(__file__))
+        program = os.path.join(arguments.build, "bin", "sketchkv_bench")
+        # The last CPU: interrupts and everything else prefer the first.
+        self.core = contest.Process(pin + [program], environment)
+        self.torch = contest.Process(
+            pin + ["/usr/bin/python3", os.path.join(folder, "torch_contenders.py")], environment)
+        self.processes = [self.core, self.torch]
+
+    def isas(self):
+        """Levels of this CPU, the server's choice first."""
+        word, rest = self.core.ask("isas")
+        if word != "ok":
+            raise contest.Failed(rest)
+        return rest.split()
+
+    def run(self, entries):
+        for entry in entries:
+            entry.options = {**entry.options, **self._common}
+        return contest.run(entries, self.rounds)
+
+    def close(self):
+        for process in self.processes:
+            process.close()
+
+
+def _pattern(text):
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"not a regular expression: {error}") from error
+
+
+def parse_arguments():
+    """Bad arguments end with status 2 and a message."""
+    parser = argparse.ArgumentParser(prog="tests/bench.sh", add_help=False)
+    parser.add_argument("--json")
+    parser.add_argument("--only", type=_pattern)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--build", required=True)
+    return parser.parse_args()
+
+
+def measure(bench, only, write):
+    """Every chosen metric in turn; `write` gets its rows as soon as they are there."""
+    failures, found = [], []
+    kernels = kernel_metrics.Kernels(bench)
+    for name, metric in kernel_metrics.METRICS.items():
+        if only is not None and not only.search(name):
+            continue
+        say(name)
+        try:
+            rows = metric(kernels)
+        except contest.Failed as failure:
+            failures.append(f"{name}: {failure}")
+            continue
+        write(rows)
+        found += rows
+    return found, failures
+
+
+def main():
+    arguments = parse_arguments()
+
+    def write(rows, mode="a"):
+        if arguments.json:
+            with open(arguments.json, mode, encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    write([], "w")  # refused now rather than after the measurements
+    with tempfile.TemporaryDirectory(prefix="sketchkv-bench-") as scratch:
+        run_data.write(scratch)
+        bench = Bench(arguments, scratch)
+        try:
+            rows, failures = measure(bench, arguments.only, write)
+        finally:
+            bench.close()
+    report.show(rows)
+    for failure in failures:
+        print(f"bench: error: {failure}", file=sys.stderr)
+    sys.exit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""The table on stdout, from the rows that also go to the JSON file."""
+
+_HEADER = ["metric", "variant", "isa", "ours", "unit", "baseline", "its", "ratio", "limit share",
+           "bar", "holds"]
+_LEFT = {0, 1, 2, 4, 5, 9}
+
+
+def _number(value):
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _holds(row):
+    if row["bar"] is None:
+        return ""
+    return {True: "yes", False: "NO", None: "not measured"}[row["holds"]]
+
+
+def _line(row):
+    share = "-" if row["limit_share"] is None else f"{row['limit_share']:.0%}"
+    ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}x"
+    return [row["metric"], row["variant"], row["isa"] or "", _number(row["value"]), row["unit"],
+            row["baseline"] or "-", _number(row["baseline_value"]), ratio, share,
+            row["bar"] or "", _holds(row)]
+
+
+def show(rows):
+    """Everything but the points of the curves."""
+    shown = [row for row in rows if not row["metric"].startswith("curve.")]
+    table = [_HEADER] + [_line(row) for row in shown]
+    widths = [max(len(line[column]) for line in table) for column in range(len(_HEADER))]
+    for index, line in enumerate(table):
+        cells = [cell.ljust(width) if column in _LEFT else cell.rjust(width)
+                 for column, (cell, width) in enumerate(zip(line, widths))]
+        print("  ".join(cells).rstrip())
+        if index == 0:
+            print("-" * (sum(widths) + 2 * len(widths) - 2))
+    absent = {}
+    for row in shown:
+        absent.update(row["absent"])
+    for label, reason in absent.items():
+        print(f"not measured: {label}: {reason}")
+    if rows:
+        print(f"machine: {rows[0]['machine']}")

@@ -16,6 +16,7 @@ absl::StatusOr<std::unique_ptr<BlockCodec>> MakeCodec(const Options& options, ui
                            .block_tokens = block_tokens};
   ProfileRequest request;
   request.name = options.Text("profile", std::string(kDefaultProfile));
+  if (options.Text("projection", "") == "orthogonal") request.projection = Projection::kOrthogonal;
   SKETCHKV_ASSIGN_OR_RETURN(CodecProfile profile, ResolveProfile(request, layout, 0));
   SKETCHKV_ASSIGN_OR_RETURN(const Isa isa, ChooseIsa(options.Text("isa", "auto")));
   return BlockCodec::Create(layout, {std::move(profile)}, isa);

@@ -11,7 +11,8 @@
 
 namespace sketchkv::bench {
 
-// A codec of `head_count` heads in one layer, bf16, kDim. Options profile and isa.
+// A codec of `head_count` heads in one layer, bf16, kDim. Options profile, isa and
+// projection (orthogonal: dense rows).
 [[nodiscard]] absl::StatusOr<std::unique_ptr<BlockCodec>> MakeCodec(const Options& options,
                                                                     uint32_t block_tokens,
                                                                     uint32_t head_count);

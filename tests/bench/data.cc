@@ -37,6 +37,7 @@ Buffer::Buffer(size_t size) : size_((size + kHugePage - 1) / kHugePage * kHugePa
     std::abort();
   }
   madvise(memory, size_, MADV_HUGEPAGE);
+  std::memset(memory, 0, size_);
   data_ = static_cast<std::byte*>(memory);
 }
 

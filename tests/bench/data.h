@@ -13,7 +13,7 @@ namespace sketchkv::bench {
 
 inline constexpr uint32_t kDim = 128;
 
-// Anonymous memory on huge pages where the system gives them, as numpy asks for too. Aborts when
+// Zeroed memory on huge pages where the system gives them, as numpy asks for too. Aborts when
 // there is none: a benchmark cannot go on.
 class Buffer {
  public:

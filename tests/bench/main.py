@@ -34,7 +34,17 @@ class Bench:
         self.core = contest.Process(pin + [program], environment)
         self.torch = contest.Process(
             pin + ["/usr/bin/python3", os.path.join(folder, "torch_contenders.py")], environment)
-        self.processes = [self.core, self.torch]
+        self.faiss = contest.Process(
+            pin + [_venv_python(arguments.build), os.path.join(folder, "faiss_contenders.py")],
+            environment)
+        # Free to use all of them.
+        self.cpus = len(cpus)
+        threads = {**environment, "OMP_NUM_THREADS": str(len(cpus)),
+                   "OPENBLAS_NUM_THREADS": str(len(cpus))}
+        self.all_cores = contest.Process([program], threads)
+        self.torch_all_cores = contest.Process(
+            ["/usr/bin/python3", os.path.join(folder, "torch_contenders.py")], threads)
+        self.processes = [self.core, self.torch, self.faiss, self.all_cores, self.torch_all_cores]
 
     def isas(self):
         """Levels of this CPU, the server's choice first."""
@@ -43,14 +53,20 @@ class Bench:
             raise contest.Failed(rest)
         return rest.split()
 
-    def run(self, entries):
+    def run(self, entries, rounds=None):
         for entry in entries:
             entry.options = {**entry.options, **self._common}
-        return contest.run(entries, self.rounds)
+        return contest.run(entries, rounds or self.rounds)
 
     def close(self):
         for process in self.processes:
             process.close()
+
+
+def _venv_python(build):
+    """Of the virtual environment with faiss-cpu; without one, a Python that will not find it."""
+    path = os.path.join(build, "bench-venv", "bin", "python3")
+    return path if os.path.exists(path) else "/usr/bin/python3"
 
 
 def _pattern(text):

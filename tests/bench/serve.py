@@ -13,12 +13,16 @@ class Absent(Exception):
     """Not on this machine; the message is the reason."""
 
 
+def rows_of(options, name):
+    """A file of this run: fp32 [rows][DIM]."""
+    path = os.path.join(options["data"], name + ".f32")
+    return numpy.fromfile(path, dtype=numpy.float32).reshape(-1, DIM)
+
+
 def tiled(options, name, bytes_per_row, granule):
-    """As many rows of a file of this run as option `bytes` holds, repeated; fp32."""
-    rows = numpy.fromfile(os.path.join(options["data"], name + ".f32"),
-                          dtype=numpy.float32).reshape(-1, DIM)
+    """As many rows as option `bytes` holds, a multiple of `granule`, repeated where need be."""
     count = max(int(options["bytes"]) // bytes_per_row // granule, 1) * granule
-    return numpy.resize(rows, (count, DIM))
+    return numpy.resize(rows_of(options, name), (count, DIM))
 
 
 class PassContender:

@@ -1,7 +1,7 @@
 """PyTorch in bf16 on one core: scores, and attention as matmul, softmax, matmul."""
 
 import serve
-from serve import Absent, PassContender, tiled
+from serve import Absent, PassContender, rows_of, tiled
 
 try:
     import torch
@@ -15,6 +15,10 @@ def _bf16(numbers):
     return torch.from_numpy(numbers).to(torch.bfloat16)
 
 
+def _queries(options):
+    return _bf16(rows_of(options, "queries")[:int(options.get("queries", 4))])
+
+
 class Scores(PassContender):
     """F.linear(queries, keys), CALL_TOKENS keys at a time."""
 
@@ -25,8 +29,7 @@ class Scores(PassContender):
         if torch is None:
             raise Absent("python3-torch is not installed")
         torch.set_num_threads(int(options.get("threads", 1)))
-        queries = tiled({**options, "bytes": 0}, "queries", 1, int(options.get("queries", 4)))
-        self._queries = _bf16(queries)
+        self._queries = _queries(options)
         self._keys = _bf16(tiled(options, "keys", self.bytes_per_unit, 256)).split(CALL_TOKENS)
         self.units = sum(len(keys) for keys in self._keys)
 
@@ -45,8 +48,7 @@ class Attend(PassContender):
         if torch is None:
             raise Absent("python3-torch is not installed")
         torch.set_num_threads(int(options.get("threads", 1)))
-        self._queries = _bf16(tiled({**options, "bytes": 0}, "queries", 1,
-                                    int(options.get("queries", 4))))
+        self._queries = _queries(options)
         self._keys = _bf16(tiled(options, "keys", self.bytes_per_unit, 256))
         self._values = _bf16(tiled(options, "values", self.bytes_per_unit, 256))
         self.units = len(self._keys)

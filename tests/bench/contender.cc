@@ -3,13 +3,14 @@
 #include <chrono>
 #include <iostream>
 #include <sstream>
+#include <thread>
 #include <utility>
-#include <vector>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
 #include "tests/bench/isa_levels.h"
 
 namespace sketchkv::bench {
@@ -101,6 +102,19 @@ Made Registry::Make(const std::string& name, const Options& options) const {
     return absl::InvalidArgumentError(absl::StrCat("no contender is called '", name, "'"));
   }
   return found->second(options);
+}
+
+Pauses::Pauses(const Options& options) {
+  for (const auto& text : absl::StrSplit(options.Text("idle_ms", ""), ',', absl::SkipEmpty())) {
+    uint64_t milliseconds = 0;
+    if (absl::SimpleAtoi(text, &milliseconds)) milliseconds_.push_back(milliseconds);
+  }
+}
+
+void Pauses::Next() {
+  if (milliseconds_.empty()) return;
+  std::this_thread::sleep_for(
+      std::chrono::milliseconds(milliseconds_[next_++ % milliseconds_.size()]));
 }
 
 double Now() {

@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -69,6 +70,18 @@ class Registry {
 
  private:
   std::map<std::string, Factory> factories_;
+};
+
+// Pauses before repetitions, which do not count. Option idle_ms: their lengths, by turns, separated
+// by commas; none by default.
+class Pauses {
+ public:
+  explicit Pauses(const Options& options);
+  void Next();
+
+ private:
+  std::vector<uint64_t> milliseconds_;
+  size_t next_ = 0;
 };
 
 // Nanoseconds of a steady clock.

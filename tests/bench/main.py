@@ -12,8 +12,10 @@ import tempfile
 
 import contest
 import kernel_metrics
-import run_data
 import report
+import run_data
+import servers
+import service_metrics
 from contest import say
 
 
@@ -44,7 +46,10 @@ class Bench:
         self.all_cores = contest.Process([program], threads)
         self.torch_all_cores = contest.Process(
             ["/usr/bin/python3", os.path.join(folder, "torch_contenders.py")], threads)
-        self.processes = [self.core, self.torch, self.faiss, self.all_cores, self.torch_all_cores]
+        self.service = contest.Process([program + "_service"], threads)
+        self.servers = servers.Servers(arguments.build, scratch)
+        self._processes = [self.core, self.torch, self.faiss, self.all_cores,
+                           self.torch_all_cores, self.service]
 
     def isas(self):
         """Levels of this CPU, the server's choice first."""
@@ -59,8 +64,9 @@ class Bench:
         return contest.run(entries, rounds or self.rounds)
 
     def close(self):
-        for process in self.processes:
+        for process in self._processes:
             process.close()
+        self.servers.close()
 
 
 def _venv_python(build):
@@ -90,12 +96,14 @@ def measure(bench, only, write):
     """Every chosen metric in turn; `write` gets its rows as soon as they are there."""
     failures, found = [], []
     kernels = kernel_metrics.Kernels(bench)
-    for name, metric in kernel_metrics.METRICS.items():
+    metrics = [(name, metric, kernels) for name, metric in kernel_metrics.METRICS.items()]
+    metrics += [(name, metric, bench) for name, metric in service_metrics.METRICS.items()]
+    for name, metric, context in metrics:
         if only is not None and not only.search(name):
             continue
         say(name)
         try:
-            rows = metric(kernels)
+            rows = metric(context)
         except contest.Failed as failure:
             failures.append(f"{name}: {failure}")
             continue

@@ -33,6 +33,8 @@ class Bar:
 
     def holds(self, row):
         """None when something it asks for was not measured."""
+        if row["value"] is None:
+            return None
         checks = [(self.ratio, row["ratio"], 1), (self.at_least, row["value"], 1),
                   (self.at_most, row["value"], -1)]
         if self.unless_at_most is None or row["value"] > self.unless_at_most:

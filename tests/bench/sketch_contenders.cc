@@ -49,7 +49,7 @@ class Cells {
                        block_tokens()),
         stride_(options.Number("stride", 1) * this->codec().cell_bytes()),
         order_(TokensIn(options, bytes_per_key_, block_tokens()) / block_tokens()),
-        memory_(order_.size() * stride_) {
+        memory_(order_.size() * stride_, options.Text("pages", "huge") != "small") {
     const size_t bytes = this->codec().cell_bytes(), distinct = cells.size() / bytes;
     for (size_t i = 0; i < order_.size(); ++i) {
       std::memcpy(memory_.data() + i * stride_, cells.data() + i % distinct * bytes, bytes);

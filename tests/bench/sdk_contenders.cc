@@ -1,0 +1,148 @@
+#include "tests/bench/sdk_contenders.h"
+
+#include <chrono>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/base/status_macros.h"
+#include "tests/bench/sdk_session.h"
+
+namespace sketchkv::bench {
+namespace {
+
+class SdkPut final : public Contender {
+ public:
+  SdkPut(const Options& options, std::unique_ptr<SdkSession> session)
+      : session_(std::move(session)), items_(options.Number("items", 1)) {}
+  static absl::Status Open() { return absl::OkStatus(); }
+
+  absl::StatusOr<Repetition> Run() override {
+    SKETCHKV_RETURN_IF_ERROR(session_->client().Clear(session_->model().name).status());
+    const std::vector<PutPart> parts = session_->NewChain(items_);
+    const double begin = Now();
+    SKETCHKV_RETURN_IF_ERROR(session_->PutAll(parts));
+    return Repetition{Now() - begin,
+                      static_cast<double>(items_ * session_->model().raw_block_bytes)};
+  }
+
+ private:
+  const std::unique_ptr<SdkSession> session_;
+  const uint64_t items_;
+};
+
+class SdkGet final : public Contender {
+ public:
+  SdkGet(const Options& options, std::unique_ptr<SdkSession> session)
+      : session_(std::move(session)),
+        items_(options.Number("items", 1)),
+        encoded_(options.Text("format", "bf16") == "encoded") {}
+
+  absl::Status Open() {
+    const std::vector<PutPart> parts = session_->NewChain(items_);
+    for (const PutPart& part : parts) {
+      GetPart get;
+      get.model = part.model;
+      get.block_hash = part.block_hash;
+      if (encoded_) get.type.reset();
+      gets_.push_back(std::move(get));
+    }
+    return session_->PutAll(parts);
+  }
+
+  absl::StatusOr<Repetition> Run() override {
+    const uint64_t raw = session_->model().raw_block_bytes;
+    const uint64_t want = encoded_ ? session_->model().slot_bytes : raw;
+    const double begin = Now();
+    const auto results = session_->client().GetAll(gets_);
+    const double end = Now();
+    for (const absl::StatusOr<GetResult>& result : results) {
+      SKETCHKV_RETURN_IF_ERROR(result.status());
+      if (result->payload.size() != want) {
+        return absl::InternalError(
+            absl::StrCat("a block of ", result->payload.size(), " bytes, want ", want));
+      }
+    }
+    return Repetition{end - begin, static_cast<double>(items_ * raw)};
+  }
+
+ private:
+  const std::unique_ptr<SdkSession> session_;
+  const uint64_t items_;
+  const bool encoded_;
+  std::vector<GetPart> gets_;
+};
+
+class SdkAttend final : public Contender {
+ public:
+  SdkAttend(const Options& options, std::unique_ptr<SdkSession> session)
+      : session_(std::move(session)), tokens_(options.Number("tokens", 1024)), pauses_(options) {}
+
+  absl::Status Open() {
+    const uint32_t block = session_->model().layout.block_tokens;
+    const std::vector<PutPart> parts = session_->NewChain(tokens_ / block);
+    SKETCHKV_RETURN_IF_ERROR(session_->PutAll(parts));
+    std::vector<BlockId> chain;
+    for (const PutPart& part : parts) chain.push_back(part.block_hash);
+    SKETCHKV_ASSIGN_OR_RETURN(
+        const LookupResult found,
+        session_->client().Lookup(session_->model().name, chain, std::chrono::minutes(10)));
+    if (found.num_tokens != tokens_ || found.lease_id == 0) {
+      return absl::InternalError(
+          absl::StrCat("a lease over ", found.num_tokens, " tokens, want one over ", tokens_));
+    }
+    call_.model = session_->model().name;
+    call_.queries_per_kv_head = 4;
+    call_.items.resize(1);
+    call_.items[0].lease_id = found.lease_id;
+    call_.queries = session_->queries(32 * kDim);
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<Repetition> Run() override {
+    pauses_.Next();
+    const double begin = Now();
+    const auto outputs = session_->client().Attend(call_);
+    const double end = Now();
+    SKETCHKV_RETURN_IF_ERROR(outputs.status());
+    return Repetition{end - begin, 1};
+  }
+
+ private:
+  const std::unique_ptr<SdkSession> session_;
+  const uint64_t tokens_;
+  Pauses pauses_;
+  AttentionCall call_;
+};
+
+class SdkBlocks final : public Contender {
+ public:
+  SdkBlocks(const Options& options, std::unique_ptr<SdkSession> session)
+      : slot_bytes_(static_cast<double>(session->model().slot_bytes)) {}
+  static absl::Status Open() { return absl::OkStatus(); }
+  absl::StatusOr<Repetition> Run() override { return Repetition{0, 1}; }
+  [[nodiscard]] double bytes_per_unit() const override { return slot_bytes_; }
+
+ private:
+  const double slot_bytes_;
+};
+
+template <typename T>
+Made Make(const Options& options) {
+  SKETCHKV_ASSIGN_OR_RETURN(auto session, SdkSession::Open(options));
+  auto contender = std::make_unique<T>(options, std::move(session));
+  SKETCHKV_RETURN_IF_ERROR(contender->Open());
+  return contender;
+}
+
+}  // namespace
+
+void AddSdkContenders(Registry* registry) {
+  registry->Add("sdk.put", Make<SdkPut>);
+  registry->Add("sdk.get", Make<SdkGet>);
+  registry->Add("sdk.attend", Make<SdkAttend>);
+  registry->Add("sdk.blocks", Make<SdkBlocks>);
+}
+
+}  // namespace sketchkv::bench

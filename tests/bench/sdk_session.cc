@@ -1,0 +1,70 @@
+#include "tests/bench/sdk_session.h"
+
+#include <unistd.h>
+
+#include <atomic>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "kernels/base/status_macros.h"
+
+namespace sketchkv::bench {
+namespace {
+
+constexpr uint32_t kHeads = 8;
+constexpr uint32_t kQueryHeads = 32;
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<SdkSession>> SdkSession::Open(const Options& options) {
+  static std::atomic<int> next_model{0};
+  SKETCHKV_ASSIGN_OR_RETURN(const Numbers numbers, ReadNumbers(options));
+  std::unique_ptr<SdkSession> session(new SdkSession);
+  SKETCHKV_ASSIGN_OR_RETURN(session->client_, Client::Create({.target = options.Text("server", ""),
+                                                              .timeout = std::chrono::minutes(1)}));
+  SKETCHKV_RETURN_IF_ERROR(session->client_->WaitUntilServing(std::chrono::seconds(30)));
+  const CacheLayout layout = {.num_layers = static_cast<uint32_t>(options.Number("layers", 32)),
+                              .num_kv_heads = kHeads,
+                              .head_dim = kDim,
+                              .value_dim = kDim,
+                              .block_tokens = static_cast<uint32_t>(options.Number("block", 16))};
+  SKETCHKV_ASSIGN_OR_RETURN(
+      session->model_,
+      session->client_->RegisterModel(absl::StrCat("bench-", getpid(), "-", next_model++), layout,
+                                      {{.name = options.Text("profile", "qjl3p")}}));
+  // Keys and values are alike: rows of random numbers.
+  const size_t rows = session->model_.raw_block_bytes / (kDim * sizeof(uint16_t));
+  session->payload_ = std::make_unique<Buffer>(Bf16Rows(numbers.keys, rows));
+  for (size_t i = 0; i < size_t{kQueryHeads} * kDim; ++i) {
+    session->queries_.push_back(numbers.queries[i % numbers.queries.size()]);
+  }
+  return session;
+}
+
+SdkSession::~SdkSession() {
+  if (!model_.name.empty()) client_->UnregisterModel(model_.name).IgnoreError();
+}
+
+std::vector<PutPart> SdkSession::NewChain(size_t count) {
+  std::vector<PutPart> parts(count);
+  for (size_t i = 0; i < count; ++i) {
+    PutPart& part = parts[i];
+    part.model = model_.name;
+    part.block_hash = absl::StrFormat("%032d", next_hash_++);
+    if (i > 0) part.parent_hash = parts[i - 1].block_hash;
+    part.num_tokens = model_.layout.block_tokens;
+    part.payload = {payload_->data(), model_.raw_block_bytes};
+  }
+  return parts;
+}
+
+absl::Status SdkSession::PutAll(const std::vector<PutPart>& parts) {
+  for (const absl::StatusOr<PutResult>& result : client_->PutAll(parts)) {
+    SKETCHKV_RETURN_IF_ERROR(result.status());
+    if (!result->sealed) return absl::InternalError("a whole block that was put is not sealed");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace sketchkv::bench

@@ -1,0 +1,44 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "sketchkv/client.h"
+#include "tests/bench/contender.h"
+#include "tests/bench/data.h"
+
+namespace sketchkv::bench {
+
+// A client of the server of option server, with a model of its own: Llama-3.1-8B's heads (8 kv
+// heads, d = 128, bf16). Options layers (else 32), block (tokens), profile.
+class SdkSession {
+ public:
+  [[nodiscard]] static absl::StatusOr<std::unique_ptr<SdkSession>> Open(const Options& options);
+  ~SdkSession();  // takes the model and its blocks away
+
+  [[nodiscard]] Client& client() { return *client_; }
+  [[nodiscard]] const ModelInfo& model() const { return model_; }
+  [[nodiscard]] std::span<const float> queries(size_t count) const {
+    return std::span(queries_).first(count);
+  }
+
+  // `count` blocks under hashes never used before, each the child of the one before. They share a
+  // few payloads.
+  [[nodiscard]] std::vector<PutPart> NewChain(size_t count);
+  [[nodiscard]] absl::Status PutAll(const std::vector<PutPart>& parts);
+
+ private:
+  SdkSession() = default;
+
+  std::unique_ptr<Client> client_;
+  ModelInfo model_;
+  std::vector<float> queries_;  // [32 query heads][kDim]
+  std::unique_ptr<Buffer> payload_;
+  uint64_t next_hash_ = 1;
+};
+
+}  // namespace sketchkv::bench

@@ -1,0 +1,16 @@
+// sketchkv_bench_service: the contenders that talk to a server. tests/bench/main.py drives it.
+
+#include "tests/bench/bare_contenders.h"
+#include "tests/bench/contender.h"
+#include "tests/bench/layer_contender.h"
+#include "tests/bench/redis_contenders.h"
+#include "tests/bench/sdk_contenders.h"
+
+int main() {
+  sketchkv::bench::Registry registry;
+  sketchkv::bench::AddSdkContenders(&registry);
+  sketchkv::bench::AddBareContenders(&registry);
+  sketchkv::bench::AddRedisContenders(&registry);
+  sketchkv::bench::AddLayerContender(&registry);
+  sketchkv::bench::Serve(registry);
+}

@@ -1,0 +1,122 @@
+"""Metrics of the service end to end, on loopback; nothing is pinned."""
+
+import rows
+from contest import Entry
+from rows import Bar
+
+LAYERS, HEADS, DIM = 32, 8, 128  # Llama-3.1-8B, bf16
+TABLE_BLOCKS = (16, 256)
+ATTEND_BLOCK, ATTEND_LAYERS = 64, 2
+QUERY_BYTES, ANSWER_BYTES = 32 * DIM * 4, 32 * DIM * 4 + 32 * 4
+LIMIT = "bare gRPC stream"
+
+
+def _raw_bytes(tokens):
+    return tokens * LAYERS * HEADS * DIM * 2 * 2
+
+
+def _slot_bytes(bench, options):
+    entry = Entry("blocks", bench.service, "sdk.blocks", options)
+    return int(bench.run([entry], rounds=1)["blocks"].bytes_per_unit)
+
+
+def _throughput(bench, metric, name, redis_name, *, travels, **options):
+    """Raw bytes a second against block size: a row of the table for each of TABLE_BLOCKS, and a
+    point of a curve for all. `travels`: (bytes up, bytes down) of a block of so many raw and
+    encoded bytes."""
+    found = []
+    for tokens in TABLE_BLOCKS if bench.quick else (16, 32, 64, 128, 256):
+        raw = _raw_bytes(tokens)
+        items = max(((64 << 20) if bench.quick else (128 << 20)) // raw, 1)
+        ours = {"server": bench.servers.sketchkvd(), "block": tokens, "layers": LAYERS,
+                "items": items, **options}
+        up, down = travels(raw, _slot_bytes(bench, ours))
+        path, port = bench.servers.redis()
+        stored = {"items": items, "bytes": raw}
+        entries = [
+            Entry("sketchkv", bench.service, name, ours),
+            Entry(LIMIT, bench.service, "bare.stream",
+                  {"server": bench.servers.bare(), "items": items, "up": up, "down": down,
+                   "logical": raw}),
+            Entry("Redis, Unix socket", bench.service, redis_name, {**stored, "server": path}),
+            Entry("Redis, TCP", bench.service, redis_name, {**stored, "server": port})]
+        results = bench.run(entries)
+        redis = {entry.label: results[entry.label].absent or 1 / results[entry.label].median
+                 for entry in entries[2:]}
+        row = rows.make(
+            metric, f"{tokens}-token blocks", "GB/s", 1 / results["sketchkv"].median, redis,
+            limit=(LIMIT, 1 / results[LIMIT].median), higher_is_better=True,
+            bar=Bar(ratio=1.0, limit_share=0.85) if tokens in TABLE_BLOCKS else None,
+            notes={"block_tokens": tokens, "raw_bytes": raw, "bytes_up": up, "bytes_down": down,
+                   "max": 1 / results["sketchkv"].fastest})
+        if tokens in TABLE_BLOCKS:
+            found.append(row)
+        found.append({**row, "metric": f"curve.{metric}.{tokens}", "bar": None, "holds": None})
+    return found
+
+
+def put_grpc(bench):
+    return _throughput(bench, "put.grpc", "sdk.put", "redis.set",
+                       travels=lambda raw, encoded: (raw, 0))
+
+
+def get_grpc_encoded(bench):
+    return _throughput(bench, "get.grpc.encoded", "sdk.get", "redis.get", format="encoded",
+                       travels=lambda raw, encoded: (0, encoded))
+
+
+def get_grpc_bf16(bench):
+    return _throughput(bench, "get.grpc.bf16", "sdk.get", "redis.get", format="bf16",
+                       travels=lambda raw, encoded: (0, raw))
+
+
+def _same_host(metric):
+    def run(bench):
+        return [rows.make(metric, "", "", None,
+                          {"same-host path": "this SDK has none"},
+                          bar=Bar(ratio=4.0, limit_share=0.7))]
+    return run
+
+
+def _attend_entries(bench, tokens):
+    shape = {"tokens": tokens, "block": ATTEND_BLOCK, "layers": ATTEND_LAYERS}
+    return [Entry("sketchkv", bench.service, "sdk.attend",
+                  {"server": bench.servers.sketchkvd(), **shape}),
+            Entry("ping", bench.service, "bare.ping",
+                  {"server": bench.servers.bare(), "up": QUERY_BYTES, "down": ANSWER_BYTES}),
+            Entry("kernels", bench.service, "kernel.layer", {"threads": bench.cpus, **shape})]
+
+
+def attend_rpc(bench):
+    """Latency of one layer: busy, and after pauses."""
+    found = []
+    for tokens in (1024,) if bench.quick else (1024, 8192, 65536):
+        entries = _attend_entries(bench, tokens)
+        busy = bench.run(entries, rounds=5 if bench.quick else 300)
+        ours, ping, kernels = (busy[label] for label in ("sketchkv", "ping", "kernels"))
+        parts = (ping.median + kernels.median) / 1000
+        context = f"{tokens // 1024}k tokens"
+        notes = {"tokens": tokens, "ping_us": ping.median / 1000,
+                 "kernels_us": kernels.median / 1000, "ping_p99_us": ping.percentile(0.99) / 1000,
+                 "calls": len(ours.times)}
+        found.append(rows.make("attend.rpc.p50", context, "us", ours.median / 1000,
+                               {"ping + kernels": parts}, bar=Bar(ratio=0.8), notes=notes))
+        idle = Entry("sketchkv", bench.service, "sdk.attend",
+                     {**entries[0].options, "idle_ms": "1000,2000,1500,4000,1050,10000"})
+        paused = bench.run([idle], rounds=1 if bench.quick else 12)["sketchkv"]
+        found.append(rows.make(
+            "attend.rpc.p99", context + ", after 1-10 s", "us", paused.percentile(0.99) / 1000,
+            {"p99 busy": ours.percentile(0.99) / 1000}, bar=Bar(ratio=0.5),
+            notes={"calls": len(paused.times), "idle_p50_us": paused.median / 1000}))
+    return found
+
+
+METRICS = {
+    "put.grpc": put_grpc,
+    "get.grpc.encoded": get_grpc_encoded,
+    "get.grpc.bf16": get_grpc_bf16,
+    "put.shm": _same_host("put.shm"),
+    "get.shm": _same_host("get.shm"),
+    "attend.shm": _same_host("attend.shm"),
+    "attend.rpc": attend_rpc,
+}

@@ -53,10 +53,10 @@ inline __m512 FoldLanes(__m512 a, __m512 b, __m512 c, __m512 d) {
   return _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xDD));
 }
 
-// Four queries over kTile keys.
-void ScoreTile4(const uint16_t* keys, const __m512bh (*queries)[kChunks], float* scores,
-                size_t stride) {
-  for (size_t t = 0; t < kTile; t += 4) {
+// Four queries over some keys, a multiple of 4.
+void Score4(const uint16_t* keys, size_t tokens, const __m512bh (*queries)[kChunks], float* scores,
+            size_t stride) {
+  for (size_t t = 0; t < tokens; t += 4) {
     const uint16_t* rows = keys + t * kRow;
     __m512 sum[4][4];  // [query][key]
     for (size_t i = 0; i < kChunks; ++i) {
@@ -79,8 +79,8 @@ void ScoreTile4(const uint16_t* keys, const __m512bh (*queries)[kChunks], float*
   }
 }
 
-void ScoreTile1(const uint16_t* keys, const __m512bh* query, float* scores) {
-  for (size_t t = 0; t < kTile; t += 16) {
+void Score1(const uint16_t* keys, size_t tokens, const __m512bh* query, float* scores) {
+  for (size_t t = 0; t < tokens; t += 16) {
     __m512 folded[4];
     for (size_t group = 0; group < 4; ++group) {
       const uint16_t* rows = keys + (t + group * 4) * kRow;
@@ -103,14 +103,16 @@ void Score(const uint16_t* keys, size_t tokens, const float* queries, uint32_t n
            float* scores, size_t stride) {
   Queries prepared;
   Load(queries, num_queries, &prepared);
-  for (size_t t = 0; t < tokens; t += kTile) {
+  // The second four of eight find their keys in the first-level cache, the next ones on their way.
+  const size_t step = num_queries > 4 ? 16 : kTile;
+  for (size_t t = 0; t < tokens; t += step) {
     const uint16_t* tile = keys + t * kRow;
     if (num_queries == 1) {
-      ScoreTile1(tile, prepared.chunk[0], scores + t);
+      Score1(tile, step, prepared.chunk[0], scores + t);
       continue;
     }
     for (uint32_t q = 0; q < num_queries; q += 4) {
-      ScoreTile4(tile, prepared.chunk + q, scores + q * stride + t, stride);
+      Score4(tile, step, prepared.chunk + q, scores + q * stride + t, stride);
     }
   }
 }
@@ -202,7 +204,7 @@ void Attend4(const uint16_t* keys, const uint16_t* values, size_t tokens, const 
   for (float& max : run.max) max = -__builtin_inff();
   alignas(64) float scores[4 * kTile];
   for (size_t t = 0; t < tokens; t += kTile) {
-    ScoreTile4(keys + t * kRow, prepared.chunk, scores, kTile);
+    Score4(keys + t * kRow, kTile, prepared.chunk, scores, kTile);
     Weigh(scores, scale, &run);
     AddValues(values + t * kRow, 0, &run);
     AddValues(values + t * kRow, 1, &run);

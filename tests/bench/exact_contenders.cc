@@ -50,11 +50,14 @@ absl::Status Check(const ExactKernels& kernels, const uint16_t* keys, const uint
                    const std::vector<float>& queries) {
   std::vector<float> want(8 * kCheckedTokens), got(want);
   kExactScalar.score(keys, kCheckedTokens, queries.data(), 8, want.data(), kCheckedTokens);
-  for (const uint32_t count : {1, 8}) {
+  for (const uint32_t count : {1, 4, 8}) {
+    std::fill(got.begin(), got.end(), 0.0f);
     kernels.score(keys, kCheckedTokens, queries.data(), count, got.data(), kCheckedTokens);
-    const double off = LargestDifference(want, got);
-    if (count == 8 && off > 0.15) {
-      return absl::InternalError(absl::StrCat(kernels.isa, " scores are off by ", off));
+    const std::vector<float> first(want.begin(), want.begin() + count * kCheckedTokens);
+    const double off = LargestDifference(first, got);
+    if (off > 0.15) {
+      return absl::InternalError(
+          absl::StrCat(kernels.isa, " scores of ", count, " queries are off by ", off));
     }
   }
   want.resize(4 * kDim);

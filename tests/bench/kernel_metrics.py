@@ -106,6 +106,8 @@ def score_threads_q1(kernels):
     ours = [Entry(profile, bench.all_cores, "sketch.score",
                   {"profile": profile, "isa": kernels.isas[0], **options}) for profile in PROFILES]
     peers = [Entry("own exact bf16", bench.all_cores, "exact.score", options),
+             Entry("OpenBLAS fp32", bench.all_cores, "openblas.score", options),
+             Entry("oneDNN bf16", bench.all_cores, "onednn.score", options),
              Entry("PyTorch bf16", bench.torch_all_cores, "torch.score", options)]
     read = Entry("streaming read", bench.all_cores, "stream.read",
                  {"bytes": kernels.dram_bytes, "threads": bench.cpus})
@@ -114,12 +116,13 @@ def score_threads_q1(kernels):
 
 
 def score_slots(kernels):
-    """16-token blocks; a cell of one head every eight, as the heads of a layer lie in a slot."""
+    """16-token blocks; a cell of one head every eight, as the heads of a layer lie in a slot, on
+    pages as the pool's."""
     isa = kernels.isas[0]
     found = []
     for profile in PROFILES:
         options = {"profile": profile, "isa": isa, "queries": 4, "block": 16,
-                   "bytes": kernels.dram_bytes}
+                   "bytes": kernels.dram_bytes, "pages": "small"}
         core = kernels.bench.core
         ours = [Entry("shuffled slots", core, "sketch.score",
                       {**options, "stride": 8, "shuffled": 1})]
@@ -182,6 +185,35 @@ def decode_kv(kernels):
     return _rates(kernels, "decode.kv", "codec.decode", [], Bar(at_least=3))
 
 
+def _curve(kernels, metric, ours_name, exact_name):
+    """Time of one call for one kv head with 4 queries against the length of its context. Each call
+    finds other tokens, so that none are in a cache."""
+    found = []
+    for tokens in (1024, 4096) if kernels.bench.quick else [1024 << n for n in range(0, 9)]:
+        options = {"queries": 4, "bytes": kernels.dram_bytes, "context": tokens}
+        core = kernels.bench.core
+        ours = [Entry(profile, core, ours_name,
+                      {"profile": profile, "isa": kernels.isas[0], **options})
+                for profile in PROFILES]
+        peers = [Entry("own exact bf16", core, exact_name, options)]
+        results = kernels.run(ours + peers)
+        microseconds = {label: result.median * tokens / 1000 for label, result in results.items()}
+        for entry in ours:
+            found.append(rows.make(
+                f"curve.{metric}.{tokens}", entry.label, "us", microseconds[entry.label],
+                {peers[0].label: microseconds[peers[0].label]}, isa=kernels.isas[0],
+                notes={"tokens": tokens}))
+    return found
+
+
+def curve_score(kernels):
+    return _curve(kernels, "score", "sketch.score", "exact.score")
+
+
+def curve_attend(kernels):
+    return _curve(kernels, "attend", "sketch.attend", "exact.attend")
+
+
 def memory_overhead(kernels):
     """Resident bytes of a pool over the exact size of its slots."""
     blocks = 20000 if kernels.bench.quick else 1000000
@@ -207,5 +239,7 @@ METRICS = {
     "attend.dram.q4": attend_dram_q4,
     "encode.kv": encode_kv,
     "decode.kv": decode_kv,
+    "curve.score": curve_score,
+    "curve.attend": curve_attend,
     "memory.overhead": memory_overhead,
 }

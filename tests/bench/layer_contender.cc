@@ -15,6 +15,7 @@ namespace {
 
 constexpr uint32_t kHeads = 8;
 constexpr uint32_t kQueries = 4;
+constexpr uint32_t kGroupTokens = 4096;  // as the service's splits
 
 class Layer final : public Contender {
  public:
@@ -54,10 +55,14 @@ class Layer final : public Contender {
     AttentionPartial partial = codec.NewPartial(kQueries);
     AttentionOptions options;
     options.softmax_scale = 0.08838835f;  // 1 / sqrt(128)
+    const size_t group = std::max<size_t>(kGroupTokens / block_tokens_, 1);
+    std::vector<CellTokens> cells;
     for (size_t block = 0; block < blocks_; ++block) {
-      codec.Attend(
-          {slots_.data() + block * slot_bytes_ + codec_->cell_offset(0, head), codec.cell_bytes()},
-          0, block_tokens_, *prepared, options, &partial);
+      cells.push_back(
+          {slots_.data() + block * slot_bytes_ + codec_->cell_offset(0, head), 0, block_tokens_});
+      if (cells.size() < group && block + 1 < blocks_) continue;
+      codec.Attend(cells, *prepared, options, &partial);
+      cells.clear();
     }
     float out[kQueries * kDim], lse[kQueries];
     codec.Finish(partial, out, lse);

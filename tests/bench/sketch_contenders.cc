@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <numeric>
 #include <random>
 #include <utility>
 #include <vector>
@@ -31,9 +30,10 @@ class Cells {
   [[nodiscard]] const CellCodec& codec() const { return codec_->cell(0, 0); }
   [[nodiscard]] uint32_t block_tokens() const { return codec_->layout().block_tokens; }
   [[nodiscard]] double bytes_per_key() const { return bytes_per_key_; }
-  [[nodiscard]] size_t blocks() const { return order_.size(); }
-  [[nodiscard]] std::span<const std::byte> cell(size_t i) const {
-    return {memory_.data() + order_[i] * stride_, codec().cell_bytes()};
+  [[nodiscard]] size_t blocks() const { return visits_.size(); }
+  // Cells [begin, end) in the order of visits.
+  [[nodiscard]] std::span<const CellTokens> range(size_t begin, size_t end) const {
+    return std::span(visits_).subspan(begin, end - begin);
   }
   [[nodiscard]] std::span<const float> queries(uint32_t count) const {
     return std::span(numbers_.queries).first(size_t{count} * kDim);
@@ -48,15 +48,16 @@ class Cells {
                                            (with_values ? this->codec().value_bytes() : 0)) /
                        block_tokens()),
         stride_(options.Number("stride", 1) * this->codec().cell_bytes()),
-        order_(TokensIn(options, bytes_per_key_, block_tokens()) / block_tokens()),
-        memory_(order_.size() * stride_, options.Text("pages", "huge") != "small") {
+        visits_(TokensIn(options, bytes_per_key_, block_tokens()) / block_tokens()),
+        memory_(visits_.size() * stride_, options.Text("pages", "huge") != "small") {
     const size_t bytes = this->codec().cell_bytes(), distinct = cells.size() / bytes;
-    for (size_t i = 0; i < order_.size(); ++i) {
-      std::memcpy(memory_.data() + i * stride_, cells.data() + i % distinct * bytes, bytes);
+    for (size_t i = 0; i < visits_.size(); ++i) {
+      std::byte* const cell = memory_.data() + i * stride_;
+      std::memcpy(cell, cells.data() + i % distinct * bytes, bytes);
+      visits_[i] = {cell, 0, block_tokens()};
     }
-    std::iota(order_.begin(), order_.end(), size_t{0});
     if (options.Number("shuffled", 0) != 0) {
-      std::shuffle(order_.begin(), order_.end(), std::mt19937_64(1));
+      std::shuffle(visits_.begin(), visits_.end(), std::mt19937_64(1));
     }
   }
 
@@ -64,9 +65,12 @@ class Cells {
   const std::unique_ptr<BlockCodec> codec_;
   const double bytes_per_key_;
   const size_t stride_;  // bytes
-  std::vector<size_t> order_;
+  std::vector<CellTokens> visits_;
   const Buffer memory_;
 };
+
+// Tokens that the codec is given at a time, as the service's splits.
+constexpr uint32_t kGroupTokens = 4096;
 
 // Goes over all cells, `context` tokens a call, calls divided over threads.
 class Scan : public PassContender {
@@ -97,6 +101,7 @@ class Scan : public PassContender {
   [[nodiscard]] double units_per_pass() const override {
     return static_cast<double>(blocks_per_thread()) * threads_ * cells_->block_tokens();
   }
+  [[nodiscard]] size_t blocks_per_group() const { return kGroupTokens / cells_->block_tokens(); }
   // Whole calls only.
   [[nodiscard]] size_t blocks_per_thread() const {
     return cells_->blocks() / threads_ / blocks_per_call_ * blocks_per_call_;
@@ -115,17 +120,14 @@ class ScoreScan final : public Scan {
  private:
   void Call(size_t begin, size_t end) override {
     const CellCodec& codec = cells_->codec();
-    const uint32_t tokens = cells_->block_tokens();
     const auto prepared = codec.PrepareQueries(cells_->queries(queries_));
-    std::vector<float> window(size_t{kWindowTokens} * queries_);
-    for (size_t block = begin; block < end; ++block) {
-      const size_t at = block * tokens % kWindowTokens;
-      codec.Score(cells_->cell(block), 0, tokens, *prepared, window.data() + at, kWindowTokens);
+    std::vector<float> window(size_t{kGroupTokens} * queries_);
+    for (size_t block = begin; block < end; block += blocks_per_group()) {
+      codec.Score(cells_->range(block, std::min(block + blocks_per_group(), end)), *prepared,
+                  window.data(), kGroupTokens);
     }
     Keep(window[0]);
   }
-
-  static constexpr uint32_t kWindowTokens = 4096;
 };
 
 class AttendScan final : public Scan {
@@ -139,8 +141,9 @@ class AttendScan final : public Scan {
     AttentionPartial partial = codec.NewPartial(queries_);
     AttentionOptions options;
     options.softmax_scale = 0.08838835f;  // 1 / sqrt(128)
-    for (size_t block = begin; block < end; ++block) {
-      codec.Attend(cells_->cell(block), 0, cells_->block_tokens(), *prepared, options, &partial);
+    for (size_t block = begin; block < end; block += blocks_per_group()) {
+      codec.Attend(cells_->range(block, std::min(block + blocks_per_group(), end)), *prepared,
+                   options, &partial);
     }
     std::vector<float> out(size_t{queries_} * kDim), lse(queries_);
     codec.Finish(partial, out.data(), lse.data());
@@ -152,8 +155,9 @@ template <typename T>
 Registry::Factory Make(bool with_values) {
   return [with_values](const Options& options) -> Made {
     const uint64_t block = options.Number("block", 256);
-    if (block == 0 || 4096 % block != 0) {
-      return absl::InvalidArgumentError(absl::StrCat("block is ", block, ", must divide 4096"));
+    if (block == 0 || kGroupTokens % block != 0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("block is ", block, ", must divide ", kGroupTokens));
     }
     if (options.Number("context", block) < block) {
       return absl::InvalidArgumentError(

@@ -48,7 +48,7 @@ check_arguments() {
 install_faiss() {
   [[ ! -e $1/ready ]] || return 0
   say "installing faiss-cpu into $1"
-  if /usr/bin/python3 -m venv "$1" >&2 && "$1/bin/pip" -q install faiss-cpu >&2; then
+  if /usr/bin/python3 -m venv "$1" >&2 && "$1/bin/pip" -q install 'faiss-cpu>=1.13' >&2; then
     touch "$1/ready"
   else
     say "faiss-cpu cannot be installed here; its contender is left out"

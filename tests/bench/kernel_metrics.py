@@ -219,12 +219,16 @@ def memory_overhead(kernels):
     blocks = 20000 if kernels.bench.quick else 1000000
     entry = Entry("pool", kernels.bench.all_cores, "pool.memory", {"blocks": blocks})
     result = kernels.bench.run([entry], rounds=1)[entry.label]
+    each = None if result.absent else result.median
+    share = None if result.absent else 100 * each / result.bytes_per_unit
     found = []
-    for variant, unit, value, most in (
-            ("index, slabs, allocator", "B/block", result.median, 200),
-            ("share of the slot", "%", 100 * result.median / result.bytes_per_unit, 3)):
-        found.append(rows.make("memory.overhead", variant, unit, value, {}, bar=Bar(at_most=most),
-                               notes={"slot_bytes": result.bytes_per_unit, "blocks": blocks}))
+    for variant, unit, value, most in (("index, slabs, allocator", "B/block", each, 200),
+                                       ("share of the slot", "%", share, 3)):
+        row = rows.make("memory.overhead", variant, unit, value, {}, bar=Bar(at_most=most),
+                        notes={"slot_bytes": result.bytes_per_unit, "blocks": blocks})
+        if result.absent:
+            row["absent"]["memory.overhead"] = result.absent
+        found.append(row)
     return found
 
 

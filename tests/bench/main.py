@@ -116,6 +116,10 @@ def main():
     arguments = parse_arguments()
 
     def write(rows, mode="a"):
+        for row in rows:
+            row["quick"] = arguments.quick
+            if arguments.quick:
+                row["holds"] = None
         if arguments.json:
             with open(arguments.json, mode, encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
@@ -128,7 +132,7 @@ def main():
             rows, failures = measure(bench, arguments.only, write)
         finally:
             bench.close()
-    report.show(rows)
+    report.show(rows, arguments.quick)
     for failure in failures:
         print(f"bench: error: {failure}", file=sys.stderr)
     sys.exit(1 if failures else 0)

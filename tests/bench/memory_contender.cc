@@ -7,6 +7,7 @@
 #include <cstring>
 #include <fstream>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -32,6 +33,16 @@ double ResidentBytes() {
   uint64_t all = 0, resident = 0;
   statm >> all >> resident;
   return static_cast<double>(resident) * static_cast<double>(sysconf(_SC_PAGESIZE));
+}
+
+// That the system can give without swapping; 0 when it does not say.
+uint64_t AvailableBytes() {
+  std::ifstream meminfo("/proc/meminfo");
+  for (std::string line; std::getline(meminfo, line);) {
+    uint64_t kib = 0;
+    if (std::sscanf(line.c_str(), "MemAvailable: %lu kB", &kib) == 1) return kib * 1024;
+  }
+  return 0;
 }
 
 BlockHash Hash(uint64_t number) {
@@ -89,7 +100,14 @@ Made Make(const Options& options) {
       const auto codec,
       BlockCodec::Create(kTinyLm, std::vector<CodecProfile>(kTinyLm.num_layers, profile),
                          Isa::kScalar));
-  return std::make_unique<PoolMemory>(options.Number("blocks", 1000000), codec->slot_bytes());
+  const uint64_t blocks = options.Number("blocks", 1000000);
+  const uint64_t needed = blocks * codec->slot_bytes() * 11 / 10;
+  if (AvailableBytes() < needed) {
+    return absl::UnavailableError(absl::StrCat(blocks, " blocks need ", needed >> 20,
+                                               " MiB of memory, there are ",
+                                               AvailableBytes() >> 20));
+  }
+  return std::make_unique<PoolMemory>(blocks, codec->slot_bytes());
 }
 
 }  // namespace

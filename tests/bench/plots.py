@@ -38,6 +38,7 @@ def _tokens(value, _=None):
 
 
 def _save(figure, path, rows):
+    figure.get_layout_engine().set(rect=(0, 0.035, 1, 0.965))
     figure.text(0.995, 0.008, rows[0]["machine"], ha="right", fontsize=6.5, color=GREY)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -99,7 +100,7 @@ def plot_blocks(rows, path):
             lambda value, _: _plain(value) if f"{value:.0e}"[0] in "25" else ""))
         axes.tick_params(axis="y", which="minor", labelsize=8)
         axes.set_title(name, fontsize=10, loc="left")
-        axes.set_xlabel("tokens of a block (128 KiB raw each)", fontsize=9)
+        axes.set_xlabel("tokens of a block, 128 KiB raw each", fontsize=9)
         _clean(axes)
     panels[0].set_ylabel("GB of raw keys and values a second", fontsize=9)
     panels[0].legend(fontsize=8, frameon=False)

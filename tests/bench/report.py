@@ -14,7 +14,7 @@ def _number(value):
 def _holds(row):
     if row["bar"] is None:
         return ""
-    return {True: "yes", False: "NO", None: "not measured"}[row["holds"]]
+    return {True: "yes", False: "NO", None: "-"}[row["holds"]]
 
 
 def _line(row):
@@ -25,7 +25,7 @@ def _line(row):
             row["bar"] or "", _holds(row)]
 
 
-def show(rows):
+def show(rows, quick):
     """Everything but the points of the curves."""
     shown = [row for row in rows if not row["metric"].startswith("curve.")]
     table = [_HEADER] + [_line(row) for row in shown]
@@ -41,5 +41,7 @@ def show(rows):
         absent.update(row["absent"])
     for label, reason in absent.items():
         print(f"not measured: {label}: {reason}")
+    if quick:
+        print("--quick: bars are not judged, and the figures mean nothing")
     if rows:
         print(f"machine: {rows[0]['machine']}")

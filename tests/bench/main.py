@@ -115,9 +115,11 @@ def measure(bench, only, write):
 def main():
     arguments = parse_arguments()
 
+    load = os.getloadavg()[0]  # what others do here before we begin
+
     def write(rows, mode="a"):
         for row in rows:
-            row["quick"] = arguments.quick
+            row.update(quick=arguments.quick, load_before=load)
             if arguments.quick:
                 row["holds"] = None
         if arguments.json:
@@ -132,7 +134,7 @@ def main():
             rows, failures = measure(bench, arguments.only, write)
         finally:
             bench.close()
-    report.show(rows, arguments.quick)
+    report.show(rows)
     for failure in failures:
         print(f"bench: error: {failure}", file=sys.stderr)
     sys.exit(1 if failures else 0)

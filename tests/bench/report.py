@@ -25,7 +25,10 @@ def _line(row):
             row["bar"] or "", _holds(row)]
 
 
-def show(rows, quick):
+BUSY = 0.5  # load average from which on a run says that others were at work
+
+
+def show(rows):
     """Everything but the points of the curves."""
     shown = [row for row in rows if not row["metric"].startswith("curve.")]
     table = [_HEADER] + [_line(row) for row in shown]
@@ -41,7 +44,11 @@ def show(rows, quick):
         absent.update(row["absent"])
     for label, reason in absent.items():
         print(f"not measured: {label}: {reason}")
-    if quick:
+    if not rows:
+        return
+    if rows[0]["quick"]:
         print("--quick: bars are not judged, and the figures mean nothing")
-    if rows:
-        print(f"machine: {rows[0]['machine']}")
+    if rows[0]["load_before"] > BUSY:
+        print(f"others were at work before this run (load {rows[0]['load_before']:.1f}): ratios are "
+              "worth more than figures")
+    print(f"machine: {rows[0]['machine']}")

@@ -7,6 +7,7 @@
 #include "kernels/base/status_macros.h"
 #include "tests/bench/cells.h"
 #include "tests/bench/data.h"
+#include "tests/bench/threads.h"
 
 namespace sketchkv::bench {
 namespace {
@@ -20,40 +21,46 @@ class Blocks : public PassContender {
   Blocks(const Options& options, std::unique_ptr<BlockCodec> codec, const Numbers& numbers)
       : PassContender(options),
         codec_(std::move(codec)),
+        threads_(options.Number("threads", 1)),
         tokens_(codec_->layout().block_tokens),
         blocks_(TokensIn(options, 2 * kStride, tokens_) / tokens_),
         keys_(Bf16Rows(numbers.keys, blocks_ * tokens_ * kHeads)),
         values_(Bf16Rows(numbers.values, blocks_ * tokens_ * kHeads)),
         slots_(blocks_ * codec_->slot_bytes()) {}
 
-  [[nodiscard]] absl::Status EncodeAll() {
-    for (size_t block = 0; block < blocks_; ++block) {
-      for (uint32_t head = 0; head < kHeads; ++head) {
-        const size_t row = RowOffset(block, head);
-        SKETCHKV_RETURN_IF_ERROR(codec_->cell(0, head).Encode({keys_.data() + row, kStride},
-                                                              {values_.data() + row, kStride},
-                                                              tokens_, Cell(block, head)));
-      }
+  [[nodiscard]] absl::Status Encode(size_t block) const {
+    for (uint32_t head = 0; head < kHeads; ++head) {
+      const size_t row = RowOffset(block, head);
+      SKETCHKV_RETURN_IF_ERROR(codec_->cell(0, head).Encode({keys_.data() + row, kStride},
+                                                            {values_.data() + row, kStride},
+                                                            tokens_, Cell(block, head)));
     }
     return absl::OkStatus();
   }
 
   // Over the raw keys and values.
-  [[nodiscard]] absl::Status DecodeAll() {
-    for (size_t block = 0; block < blocks_; ++block) {
-      for (uint32_t head = 0; head < kHeads; ++head) {
-        const size_t row = RowOffset(block, head);
-        SKETCHKV_RETURN_IF_ERROR(codec_->cell(0, head).Decode(
-            Cell(block, head), tokens_, DType::kBf16, {keys_.data() + row, kStride}, DType::kBf16,
-            {values_.data() + row, kStride}));
-      }
+  [[nodiscard]] absl::Status Decode(size_t block) const {
+    for (uint32_t head = 0; head < kHeads; ++head) {
+      const size_t row = RowOffset(block, head);
+      SKETCHKV_RETURN_IF_ERROR(codec_->cell(0, head).Decode(
+          Cell(block, head), tokens_, DType::kBf16, {keys_.data() + row, kStride}, DType::kBf16,
+          {values_.data() + row, kStride}));
     }
     return absl::OkStatus();
   }
 
+  [[nodiscard]] size_t blocks() const { return blocks_; }
   [[nodiscard]] double bytes_per_unit() const override { return 1; }
 
  protected:
+  // Every block, divided over threads. What fails here failed before: when all were encoded once.
+  void ForAll(absl::Status (Blocks::*work)(size_t block) const) const {
+    OnThreads(static_cast<int>(threads_), [&](int thread) {
+      for (size_t block = thread; block < blocks_; block += threads_) {
+        Keep((this->*work)(block).ok());
+      }
+    });
+  }
   [[nodiscard]] double units_per_pass() const override {
     return static_cast<double>(blocks_ * tokens_ * 2 * kStride);
   }
@@ -68,6 +75,7 @@ class Blocks : public PassContender {
   }
 
   const std::unique_ptr<BlockCodec> codec_;
+  const size_t threads_;
   const uint32_t tokens_;
   const size_t blocks_;
   const Buffer keys_;    // [blocks][tokens][kHeads][kDim]
@@ -80,7 +88,7 @@ class EncodeBlocks final : public Blocks {
   using Blocks::Blocks;
 
  private:
-  void Pass() override { Keep(EncodeAll().ok()); }
+  void Pass() override { ForAll(&Blocks::Encode); }
 };
 
 class DecodeBlocks final : public Blocks {
@@ -88,7 +96,7 @@ class DecodeBlocks final : public Blocks {
   using Blocks::Blocks;
 
  private:
-  void Pass() override { Keep(DecodeAll().ok()); }
+  void Pass() override { ForAll(&Blocks::Decode); }
 };
 
 template <typename T>
@@ -97,7 +105,9 @@ Made Make(const Options& options) {
   SKETCHKV_ASSIGN_OR_RETURN(
       auto codec, MakeCodec(options, static_cast<uint32_t>(options.Number("block", 256)), kHeads));
   auto contender = std::make_unique<T>(options, std::move(codec), numbers);
-  SKETCHKV_RETURN_IF_ERROR(contender->EncodeAll());
+  for (size_t block = 0; block < contender->blocks(); ++block) {
+    SKETCHKV_RETURN_IF_ERROR(contender->Encode(block));
+  }
   return contender;
 }
 

@@ -20,10 +20,10 @@ def _slot_bytes(bench, options):
     return int(bench.run([entry], rounds=1)["blocks"].bytes_per_unit)
 
 
-def _throughput(bench, metric, name, redis_name, *, travels, **options):
+def _throughput(bench, metric, name, redis_name, *, travels, alone=None, **options):
     """Raw bytes a second against block size: a row of the table for each of TABLE_BLOCKS, and a
     point of a curve for all. `travels`: (bytes up, bytes down) of a block of so many raw and
-    encoded bytes."""
+    encoded bytes. `alone`: the contender that does the same work without a service."""
     found = []
     for tokens in TABLE_BLOCKS if bench.quick else (16, 32, 64, 128, 256):
         raw = _raw_bytes(tokens)
@@ -40,15 +40,19 @@ def _throughput(bench, metric, name, redis_name, *, travels, **options):
                    "logical": raw}),
             Entry("Redis, Unix socket", bench.service, redis_name, {**stored, "server": path}),
             Entry("Redis, TCP", bench.service, redis_name, {**stored, "server": port})]
+        if alone:
+            entries.append(Entry("alone", bench.all_cores, alone,
+                                 {"block": tokens, "bytes": items * raw, "threads": bench.cpus}))
         results = bench.run(entries)
         redis = {entry.label: results[entry.label].absent or 1 / results[entry.label].median
-                 for entry in entries[2:]}
+                 for entry in entries[2:4]}
         row = rows.make(
             metric, f"{tokens}-token blocks", "GB/s", 1 / results["sketchkv"].median, redis,
             limit=(LIMIT, 1 / results[LIMIT].median), higher_is_better=True,
             bar=Bar(ratio=1.0, limit_share=0.85) if tokens in TABLE_BLOCKS else None,
             notes={"block_tokens": tokens, "raw_bytes": raw, "bytes_up": up, "bytes_down": down,
-                   "max": 1 / results["sketchkv"].fastest})
+                   "max": 1 / results["sketchkv"].fastest,
+                   "codec_alone": 1 / results["alone"].median if alone else None})
         if tokens in TABLE_BLOCKS:
             found.append(row)
         found.append({**row, "metric": f"curve.{metric}.{tokens}", "bar": None, "holds": None})
@@ -56,7 +60,7 @@ def _throughput(bench, metric, name, redis_name, *, travels, **options):
 
 
 def put_grpc(bench):
-    return _throughput(bench, "put.grpc", "sdk.put", "redis.set",
+    return _throughput(bench, "put.grpc", "sdk.put", "redis.set", alone="codec.encode",
                        travels=lambda raw, encoded: (raw, 0))
 
 
@@ -67,6 +71,7 @@ def get_grpc_encoded(bench):
 
 def get_grpc_bf16(bench):
     return _throughput(bench, "get.grpc.bf16", "sdk.get", "redis.get", format="bf16",
+                       alone="codec.decode",
                        travels=lambda raw, encoded: (0, raw))
 
 

@@ -6,6 +6,8 @@
 namespace sketchkv::bench {
 namespace {
 
+constexpr size_t kAhead = 4096;  // bytes of codes
+
 // Eight codes, a qword lane each, against all planes of one query.
 template <int kPlanes>
 inline __m512i Count(const __m512i* code, const PlaneQuery& query) {
@@ -27,8 +29,12 @@ void Scores4(const uint64_t* codes, const float* scales, const float* ones, size
   for (size_t k = 0; k < num_codes; k += 8) {
     __m512i code[kCodeWords];
     for (size_t word = 0; word < kCodeWords; ++word) {
-      code[word] = _mm512_load_si512(codes + k * kCodeWords + word * 8);
+      const uint64_t* at = codes + k * kCodeWords + word * 8;
+      _mm_prefetch(reinterpret_cast<const char*>(at) + kAhead, _MM_HINT_T0);
+      code[word] = _mm512_load_si512(at);
     }
+    _mm_prefetch(reinterpret_cast<const char*>(scales + k) + kAhead / 8, _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(ones + k) + kAhead / 8, _MM_HINT_T0);
     const __m256 scale = _mm256_loadu_ps(scales + k), set = _mm256_loadu_ps(ones + k);
     for (size_t q = 0; q < 4; ++q) {
       const PlaneQuery& query = queries[q];

@@ -10,7 +10,7 @@ namespace {
 constexpr size_t kRow = 128;   // channels
 constexpr size_t kTile = 64;   // tokens whose keys, then values, pass through the first-level cache
 constexpr size_t kChunks = 4;  // registers of a row
-constexpr size_t kAhead = 4096;  // bytes
+constexpr size_t kAhead = 8192;  // bytes
 
 bool Supported() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

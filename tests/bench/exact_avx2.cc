@@ -105,7 +105,7 @@ struct alignas(32) Running {
   float max[4];
   float sum[4];
   float keep[4];  // what a new maximum leaves of the sums before
-  float weights[4][kTile];
+  alignas(32) float weights[4][kTile];
 };
 
 void Weigh(const float* scores, float scale, Running* run) {

@@ -138,8 +138,8 @@ struct alignas(64) Running {
   __m512 out[4][2 * kChunks];
   float max[4];
   float sum[4];
-  float keep[4];                   // what a new maximum leaves of the sums before
-  uint32_t weights[4][kTile / 2];  // bf16 of two tokens each
+  float keep[4];                               // what a new maximum leaves of the sums before
+  alignas(64) uint32_t weights[4][kTile / 2];  // bf16 of two tokens each
 };
 
 void Weigh(const float* scores, float scale, Running* run) {

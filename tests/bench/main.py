@@ -19,6 +19,9 @@ import service_metrics
 from contest import say
 
 
+PROGRAMS = ("sketchkv_bench", "sketchkv_bench_service", "sketchkv_bench_bare", "sketchkvd")
+
+
 class Bench:
     """One run: its processes and how thorough it is."""
 
@@ -115,6 +118,10 @@ def measure(bench, only, write):
 def main():
     arguments = parse_arguments()
 
+    missing = [name for name in PROGRAMS
+               if not os.access(os.path.join(arguments.build, "bin", name), os.X_OK)]
+    if missing:
+        sys.exit(f"bench: error: not there: {', '.join(missing)}; build sketchkv_benchmarks")
     load = os.getloadavg()[0]  # what others do here before we begin
 
     def write(rows, mode="a"):
@@ -132,6 +139,8 @@ def main():
         bench = Bench(arguments, scratch)
         try:
             rows, failures = measure(bench, arguments.only, write)
+        except contest.Failed as failure:  # the program itself does not run
+            rows, failures = [], [str(failure)]
         finally:
             bench.close()
     report.show(rows)

@@ -116,13 +116,12 @@ def score_threads_q1(kernels):
 
 
 def score_slots(kernels):
-    """16-token blocks; a cell of one head every eight, as the heads of a layer lie in a slot, on
-    pages as the pool's."""
+    """16-token blocks; a cell of one head every eight, as the heads of a layer lie in a slot."""
     isa = kernels.isas[0]
     found = []
     for profile in PROFILES:
         options = {"profile": profile, "isa": isa, "queries": 4, "block": 16,
-                   "bytes": kernels.dram_bytes, "pages": "small"}
+                   "bytes": kernels.dram_bytes}
         core = kernels.bench.core
         ours = [Entry("shuffled slots", core, "sketch.score",
                       {**options, "stride": 8, "shuffled": 1})]

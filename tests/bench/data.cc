@@ -30,14 +30,13 @@ absl::StatusOr<std::vector<float>> ReadFloats(const std::string& path) {
 
 }  // namespace
 
-Buffer::Buffer(size_t size, bool huge_pages)
-    : size_((size + kHugePage - 1) / kHugePage * kHugePage) {
+Buffer::Buffer(size_t size) : size_((size + kHugePage - 1) / kHugePage * kHugePage) {
   void* const memory = std::aligned_alloc(kHugePage, size_);
   if (memory == nullptr) {
     std::fprintf(stderr, "bench: no memory for %zu bytes\n", size_);
     std::abort();
   }
-  madvise(memory, size_, huge_pages ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+  madvise(memory, size_, MADV_HUGEPAGE);
   std::memset(memory, 0, size_);
   data_ = static_cast<std::byte*>(memory);
 }

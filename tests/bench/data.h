@@ -13,11 +13,11 @@ namespace sketchkv::bench {
 
 inline constexpr uint32_t kDim = 128;
 
-// Zeroed memory, on huge pages where the system gives them, as numpy asks for too, or on small
-// ones, as the pool's. Aborts when there is none: a benchmark cannot go on.
+// Zeroed memory, on huge pages where the system gives them, as numpy and the pool ask for
+// too. Aborts when there is none: a benchmark cannot go on.
 class Buffer {
  public:
-  explicit Buffer(size_t size, bool huge_pages = true);
+  explicit Buffer(size_t size);
   ~Buffer();
   Buffer(Buffer&& other) noexcept;
   Buffer& operator=(Buffer&&) = delete;

@@ -27,7 +27,7 @@ class Layer final : public Contender {
         block_tokens_(codec_->layout().block_tokens),
         blocks_(options.Number("tokens", 1024) / block_tokens_),
         slot_bytes_(options.Number("layers", 2) * codec_->slot_bytes()),
-        slots_(blocks_ * slot_bytes_, /*huge_pages=*/false) {
+        slots_(blocks_ * slot_bytes_) {
     const size_t cell_bytes = codec_->cell_bytes(0), distinct = cells.size() / cell_bytes;
     for (size_t block = 0; block < blocks_; ++block) {
       for (uint32_t head = 0; head < kHeads; ++head) {

@@ -49,7 +49,7 @@ class Cells {
                        block_tokens()),
         stride_(options.Number("stride", 1) * this->codec().cell_bytes()),
         visits_(TokensIn(options, bytes_per_key_, block_tokens()) / block_tokens()),
-        memory_(visits_.size() * stride_, options.Text("pages", "huge") != "small") {
+        memory_(visits_.size() * stride_) {
     const size_t bytes = this->codec().cell_bytes(), distinct = cells.size() / bytes;
     for (size_t i = 0; i < visits_.size(); ++i) {
       std::byte* const cell = memory_.data() + i * stride_;

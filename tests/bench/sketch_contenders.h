@@ -9,7 +9,7 @@ namespace sketchkv::bench {
 //   sketch.attend  partial attention, finished
 // Options: profile, isa, bytes (of key data; sketch.attend: keys and values), queries, threads,
 // block (tokens of one), context (tokens of one call; 0: all), stride (cells from one to the next),
-// shuffled (1: blocks in random order), pages (small: as the pool's; else huge ones).
+// shuffled (1: blocks in random order).
 void AddSketchContenders(Registry* registry);
 
 }  // namespace sketchkv::bench

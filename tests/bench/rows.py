@@ -47,14 +47,12 @@ class Bar:
 
 def machine():
     """CPU model, cores and kernel in one line."""
-    model = "unknown CPU"
     with open("/proc/cpuinfo", encoding="utf-8") as file:
-        fields = dict(line.split(":", 1) for line in file if ":" in line)
-    for key, value in fields.items():
-        if key.strip() == "model name":
-            model = value.strip()
-        if key.strip() == "cpu family":
-            model += f" family {value.strip()}"
+        fields = {key.strip(): value.strip() for key, _, value in
+                  (line.partition(":") for line in file)}
+    model = fields.get("model name", "unknown CPU")
+    if "cpu family" in fields:  # a virtual machine's CPU may have no better name
+        model += f" (family {fields['cpu family']}, model {fields['model']})"
     return f"{model}, {os.cpu_count()} cores, Linux {platform.release()}"
 
 

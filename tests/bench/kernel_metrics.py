@@ -51,6 +51,13 @@ def baselines(entries, results):
             for entry in entries}
 
 
+def _fastest(entry, peers, results, convert=float):
+    """Of the best repetitions, for rows.make."""
+    there = [peer.label for peer in peers if not results[peer.label].absent]
+    return {None: convert(results[entry.label].fastest),
+            **{label: convert(results[label].fastest) for label in there}}
+
+
 def times(kernels, metric, unit, ours, peers, *, bars, read=None):
     """Rows of a time a unit of work. `bars`: {profile: Bar}, of the best ISA level; `read`: the
     streaming read in the same contest."""
@@ -65,7 +72,8 @@ def times(kernels, metric, unit, ours, peers, *, bars, read=None):
         found.append(rows.make(
             metric, profile, unit, result.median, baselines(peers, results), isa=isa, limit=limit,
             bar=bars.get(profile) if isa == kernels.isas[0] else None,
-            notes={"min": result.fastest, "bytes_per_unit": result.bytes_per_unit}))
+            fastest=_fastest(entry, peers, results),
+            notes={"bytes_per_unit": result.bytes_per_unit}))
     return found
 
 
@@ -170,7 +178,7 @@ def _rates(kernels, metric, name, peers, bar):
             metric, entry.options["profile"], "GB/s", 1 / results[entry.label].median, rates,
             isa=isa, limit=(copy.label, 1 / results[copy.label].median),
             bar=bar if isa == kernels.isas[0] else None, higher_is_better=True,
-            notes={"max": 1 / results[entry.label].fastest}))
+            fastest=_fastest(entry, peers, results, lambda time: 1 / time)))
     return found
 
 

@@ -1,8 +1,8 @@
 """The table on stdout, from the rows that also go to the JSON file."""
 
-_HEADER = ["metric", "variant", "isa", "ours", "unit", "baseline", "its", "ratio", "limit share",
-           "bar", "holds"]
-_LEFT = {0, 1, 2, 4, 5, 9}
+_HEADER = ["metric", "variant", "isa", "ours", "best", "unit", "baseline", "its", "best", "ratio",
+           "limit share", "bar", "holds"]
+_LEFT = {0, 1, 2, 5, 6, 11}
 
 
 def _number(value):
@@ -20,8 +20,9 @@ def _holds(row):
 def _line(row):
     share = "-" if row["limit_share"] is None else f"{row['limit_share']:.0%}"
     ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}x"
-    return [row["metric"], row["variant"], row["isa"] or "", _number(row["value"]), row["unit"],
-            row["baseline"] or "-", _number(row["baseline_value"]), ratio, share,
+    return [row["metric"], row["variant"], row["isa"] or "", _number(row["value"]),
+            _number(row["value_best"]), row["unit"], row["baseline"] or "-",
+            _number(row["baseline_value"]), _number(row["baseline_best"]), ratio, share,
             row["bar"] or "", _holds(row)]
 
 

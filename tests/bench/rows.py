@@ -57,9 +57,11 @@ def machine():
 
 
 def make(metric, variant, unit, value, baselines, *, limit=None, bar=None, isa=None, notes=None,
-         higher_is_better=False):
+         higher_is_better=False, fastest=None):
     """A row. `baselines`: {label: value in the same unit}, the best of which is compared with, or
-    {label: reason} for what is not here. `limit`: (name, value in the same unit)."""
+    {label: reason} for what is not here. `limit`: (name, value in the same unit). `fastest`: of the
+    best repetition instead of the median, ours under None."""
+    fastest = fastest or {}
     there = {label: number for label, number in baselines.items() if not isinstance(number, str)}
     best = None
     if there:
@@ -72,7 +74,8 @@ def make(metric, variant, unit, value, baselines, *, limit=None, bar=None, isa=N
 
     row = {
         "metric": metric, "variant": variant, "isa": isa, "value": value, "unit": unit,
-        "baseline": best, "baseline_value": there.get(best), "ratio": times(there.get(best)),
+        "value_best": fastest.get(None), "baseline": best, "baseline_value": there.get(best),
+        "baseline_best": fastest.get(best) if best else None, "ratio": times(there.get(best)),
         "limit_name": limit[0] if limit else None, "limit": limit[1] if limit else None,
         "limit_share": times(limit[1]) if limit else None,
         "bar": None, "holds": None, "machine": machine(),

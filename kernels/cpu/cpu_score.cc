@@ -91,7 +91,7 @@ void CpuCellCodec::ScoreTogether(const Tiles& tiles, bool prefetch, const CpuQue
     return;
   }
   ScorePlanesArgs args{};
-  args.planes = tiles.planes;
+  args.planes = args.ahead = tiles.planes;
   args.scales = tiles.key_scales;
   args.words = format_.key_words;
   args.num_tiles = tiles.num_tiles;
@@ -100,12 +100,12 @@ void CpuCellCodec::ScoreTogether(const Tiles& tiles, bool prefetch, const CpuQue
   args.stride = stride;
   for (uint32_t q = 0; q < num_queries; ++q) args.tables[q] = &queries.table(first_query + q);
   if (prefetch) {
-    args.prefetch[0] = {tiles.planes + Tiles::kAhead, format_.key_words};
-    args.prefetch[1] = {tiles.key_scales + Tiles::kAhead, 1};
+    args.ahead = tiles.planes + Tiles::kAhead;
+    args.prefetch[0] = {tiles.key_scales + Tiles::kAhead, 1};
   }
   if (prefetch && tiles.with_values) {
-    args.prefetch[2] = {tiles.lines, format_.value_lines};
-    args.prefetch[3] = {tiles.value_scales, std::max(1u, format_.value_groups)};
+    args.prefetch[1] = {tiles.lines, format_.value_lines};
+    args.prefetch[2] = {tiles.value_scales, std::max(1u, format_.value_groups)};
   }
   if (profile_.centering != Centering::kBlock && profile_.num_outliers == 0) {
     return kernels_.score_planes(args);
@@ -114,6 +114,7 @@ void CpuCellCodec::ScoreTogether(const Tiles& tiles, bool prefetch, const CpuQue
     args.num_tiles = NumTiles(tokens);
     ScoreCell(tokens, queries, first_query, args);
     args.planes += args.num_tiles;
+    args.ahead += args.num_tiles;
     args.scales += args.num_tiles;
     args.scores += size_t{args.num_tiles} * kLanes;
     for (PrefetchRun& run : args.prefetch) run.at += run.lines == 0 ? 0 : args.num_tiles;
@@ -210,13 +211,14 @@ void CpuCellCodec::ScoreGroups(const CellTokens& tokens, const CpuQueries& queri
       planes[i] = cell + format_.outlier_plane_offset(tile + i);
       scales[i] = cell + format_.scale_offset(tile + i, format_.outlier_scale_row);
     }
-    chosen.planes = planes;
+    chosen.planes = chosen.ahead = planes;
     chosen.scales = scales;
     chosen.words = format_.outlier_words;
     for (PrefetchRun& run : chosen.prefetch) run.lines = 0;
     chosen.accumulate = true;
     kernels_.score_planes(chosen);
     args.planes += args.num_tiles;
+    args.ahead += args.num_tiles;
     args.scales += args.num_tiles;
     args.scores += size_t{args.num_tiles} * kLanes;
     for (PrefetchRun& run : args.prefetch) run.at += run.lines == 0 ? 0 : args.num_tiles;

@@ -131,10 +131,11 @@ struct PrefetchRun {
   const uint8_t* const* at;
   uint32_t lines;
 };
-constexpr uint32_t kPrefetchRuns = 4;
+constexpr uint32_t kPrefetchRuns = 3;
 
 struct ScorePlanesArgs {
   const uint8_t* const* planes;  // of each tile: [words][16] u32
+  const uint8_t* const* ahead;   // of each tile: planes to prefetch meanwhile; may be its own
   const uint8_t* const* scales;  // of each tile: u16 [16]
   uint32_t words;
   uint32_t num_tiles;

@@ -327,7 +327,6 @@ void TransposeRows(const Row& row, const Out& out) {
   for (int i = 0; i < 16; ++i) out(i, Load(block + 16 * i));
 }
 
-template <int kQueries>
 constexpr int kTilesTogether = 1;
 template <int kDigits>
 constexpr int kSixteensTogether = 1;

@@ -14,6 +14,7 @@
 #include "service/rpc/attention_service.h"
 #include "service/rpc/cache_service.h"
 #include "service/rpc/codec_service.h"
+#include "service/rpc/keep_awake.h"
 #include "service/rpc/models_service.h"
 
 namespace sketchkv {
@@ -51,6 +52,7 @@ class GrpcServer final : public Server {
       return absl::UnavailableError(absl::StrCat("cannot listen on ", options.listen));
     }
     SetServing(false);  // gRPC starts as serving
+    keep_awake_ = std::make_unique<KeepAwake>(server_.get());
     return absl::OkStatus();
   }
 
@@ -62,6 +64,7 @@ class GrpcServer final : public Server {
   }
 
   void Shutdown(std::chrono::milliseconds drain) override {
+    keep_awake_ = nullptr;
     server_->Shutdown(std::chrono::system_clock::now() + drain);
     server_->Wait();
   }
@@ -91,6 +94,7 @@ class GrpcServer final : public Server {
   AttentionService attention_;
   int port_ = 0;
   std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<KeepAwake> keep_awake_;
 };
 
 }  // namespace

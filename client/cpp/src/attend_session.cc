@@ -21,13 +21,6 @@ class Session final : public Client::AttendSession {
   Session(std::shared_ptr<ClientCore> core, std::shared_ptr<ModelCache> models)
       : core_(std::move(core)), models_(std::move(models)) {}
 
-  ~Session() override {
-    MutexLock lock(&mu_);
-    if (stream_ != nullptr) old_.push_back(stream_);
-    for (const auto& stream : old_) stream->Cancel();
-    for (const auto& stream : old_) stream->Join();
-  }
-
   absl::StatusOr<std::vector<AttentionOutput>> Attend(const AttentionCall& call) override {
     const TimePoint deadline = core_->DeadlineFromNow();
     SKETCHKV_ASSIGN_OR_RETURN(const PreparedAttention prepared,
@@ -59,7 +52,7 @@ class Session final : public Client::AttendSession {
       old_.push_back(stream_);
     }
     retire_at_ = now + kStreamAge;
-    stream_ = AttendStream::Open(core_.get(), retire_at_ + core_->options().timeout);
+    stream_ = std::make_shared<AttendStream>(core_.get(), retire_at_ + core_->options().timeout);
     return stream_;
   }
 

@@ -4,19 +4,17 @@
 
 namespace sketchkv::client {
 
-std::shared_ptr<AttendStream> AttendStream::Open(ClientCore* core, TimePoint deadline) {
-  std::shared_ptr<AttendStream> stream(new AttendStream(core, deadline));
-  stream->self_ = stream;
-  stream->core_->attention().async()->AttendStream(stream->call_->context(), stream.get());
-  // Writes start outside callbacks, so OnDone waits for this hold: see WriteNext and OnReadDone.
-  stream->AddHold();
-  stream->StartRead(&stream->response_);
-  stream->StartCall();
-  return stream;
+AttendStream::AttendStream(ClientCore* core, TimePoint deadline)
+    : call_(core, deadline),
+      stream_(core->attention().PrepareAsyncAttendStream(call_.context(), &events_)) {
+  stream_->StartCall(Tag(kStarted));
+  thread_ = std::thread([this] { Work(); });
 }
 
-AttendStream::AttendStream(ClientCore* core, TimePoint deadline)
-    : core_(core), call_(std::make_unique<Call>(core, deadline)) {}
+AttendStream::~AttendStream() {
+  Cancel();
+  thread_.join();
+}
 
 Outcome AttendStream::Ask(v1::AttentionRequest request, TimePoint deadline, std::string* payload) {
   Waiter waiter;
@@ -40,18 +38,16 @@ Outcome AttendStream::Ask(v1::AttentionRequest request, TimePoint deadline, std:
 }
 
 void AttendStream::WriteNext() {
-  if (writing_ || broken_) return;
+  if (writing_ || broken_ || half_closed_) return;
   if (queue_.empty()) {
-    if (retired_ && !half_closed_) {
-      half_closed_ = true;
-      StartWritesDone();
-    }
+    if (!retired_) return;
+    half_closed_ = true;
+    stream_->WritesDone(Tag(kWritten));
     return;
   }
-  sending_ = std::move(queue_.front());
-  queue_.pop_front();
   writing_ = true;
-  StartWrite(&sending_);
+  stream_->Write(queue_.front(), Tag(kWritten));  // serializes at once
+  queue_.pop_front();
 }
 
 void AttendStream::Retire() {
@@ -60,15 +56,7 @@ void AttendStream::Retire() {
   WriteNext();
 }
 
-void AttendStream::Cancel() {
-  MutexLock lock(&mu_);
-  if (!ended_) call_->context()->TryCancel();
-}
-
-void AttendStream::Join() {
-  MutexLock lock(&mu_);
-  while (!ended_) answered_.Wait(&mu_);
-}
+void AttendStream::Cancel() { call_.context()->TryCancel(); }
 
 bool AttendStream::closed() const {
   MutexLock lock(&mu_);
@@ -80,45 +68,56 @@ bool AttendStream::ended() const {
   return ended_;
 }
 
-void AttendStream::OnWriteDone(bool ok) {
-  MutexLock lock(&mu_);
-  writing_ = false;
-  if (ok) WriteNext();
-  // Otherwise the read fails too, and that ends the stream.
+void AttendStream::Work() {
+  void* tag = nullptr;
+  bool ok = false;
+  while (events_.Next(&tag, &ok)) {
+    switch (static_cast<Event>(reinterpret_cast<intptr_t>(tag))) {
+      case kStarted:
+        stream_->Read(&response_, Tag(kRead));  // fails, and ends the stream, where the start did
+        [[fallthrough]];
+      case kWritten: {
+        MutexLock lock(&mu_);
+        writing_ = false;
+        if (ok) WriteNext();
+        // Otherwise the read fails too, and that ends the stream.
+        break;
+      }
+      case kRead:
+        OnRead(ok);
+        break;
+      case kFinished:
+        OnFinished();
+        events_.Shutdown();  // ends this loop once a write still under way has failed
+        break;
+    }
+  }
 }
 
-void AttendStream::OnReadDone(bool ok) {
+void AttendStream::OnRead(bool ok) {
+  MutexLock lock(&mu_);
   if (!ok) {
-    {
-      MutexLock lock(&mu_);
-      broken_ = true;  // no write begins from here on
-    }
-    RemoveHold();
+    broken_ = true;  // no write begins from here on
+    stream_->Finish(&status_, Tag(kFinished));
     return;
   }
-  {
-    MutexLock lock(&mu_);
-    const auto it = waiters_.find(response_.request_id());
-    if (it != waiters_.end()) {  // else it gave up waiting
-      it->second->outcome = FromItem(response_.status());
-      it->second->payload = std::move(*response_.mutable_payload());
-      it->second->done = true;
-      waiters_.erase(it);
-      answered_.NotifyAll();
-    }
+  const auto it = waiters_.find(response_.request_id());
+  if (it != waiters_.end()) {  // else it gave up waiting
+    it->second->outcome = FromItem(response_.status());
+    it->second->payload = std::move(*response_.mutable_payload());
+    it->second->done = true;
+    waiters_.erase(it);
+    answered_.NotifyAll();
   }
-  StartRead(&response_);
+  stream_->Read(&response_, Tag(kRead));
 }
 
-void AttendStream::OnDone(const grpc::Status& status) {
-  // Destroyed last: after the lock is gone this may be the only owner.
-  const std::shared_ptr<AttendStream> self = std::move(self_);
-  Outcome outcome = FromCall(status, *call_->context());
+void AttendStream::OnFinished() {
+  Outcome outcome = FromCall(status_, *call_.context());
   if (outcome.status.ok()) {
     outcome.status = absl::UnavailableError("the server ended the attend stream");
   }
   MutexLock lock(&mu_);
-  call_ = nullptr;
   ended_ = true;
   for (auto& [id, waiter] : waiters_) {
     waiter->outcome = outcome;

@@ -1,12 +1,14 @@
 #pragma once
 
-#include <grpcpp/support/client_callback.h>
+#include <grpcpp/completion_queue.h>
+#include <grpcpp/support/async_stream.h>
 
 #include <cstdint>
 #include <deque>
 #include <map>
 #include <memory>
 #include <string>
+#include <thread>
 
 #include "client/cpp/src/core.h"
 #include "client/cpp/src/status.h"
@@ -16,14 +18,16 @@
 namespace sketchkv::client {
 
 // One AttendStream RPC. Any number of threads call Ask; requests go out one after another, answers
-// come in any order. gRPC's callbacks only queue and wake. Keeps itself alive until the RPC ended;
-// the core must live until then (Join), for gRPC's threads may not be the ones to destroy a
-// channel.
-class AttendStream final
-    : public grpc::ClientBidiReactor<v1::AttentionRequest, v1::AttendResponse> {
+// come in any order. One thread of its own waits for gRPC: the callback API's threads fall asleep
+// for up to 100 ms between calls that are seconds apart, as those of a decode loop may be.
+class AttendStream final {
  public:
-  // Opens the RPC; it ends by itself at `deadline`.
-  [[nodiscard]] static std::shared_ptr<AttendStream> Open(ClientCore* core, TimePoint deadline);
+  // Opens the RPC; it ends by itself at `deadline`. The core outlives the object.
+  AttendStream(ClientCore* core, TimePoint deadline);
+  // Cancels what is under way.
+  ~AttendStream();
+  AttendStream(const AttendStream&) = delete;
+  AttendStream& operator=(const AttendStream&) = delete;
 
   // Sends `request` under an id of its own and waits for the answer's payload.
   // DEADLINE_EXCEEDED at `deadline`, whatever the server does; when the stream ends, its status.
@@ -32,15 +36,9 @@ class AttendStream final
   // No more requests: those under way are still answered, then the RPC ends.
   void Retire();
   void Cancel();
-  // Waits until the RPC has ended and nothing of it uses the core any more.
-  void Join();
   // True once no request can be sent any more.
   [[nodiscard]] bool closed() const;
   [[nodiscard]] bool ended() const;
-
-  void OnReadDone(bool ok) override;
-  void OnWriteDone(bool ok) override;
-  void OnDone(const grpc::Status& status) override;
 
  private:
   // On the stack of the thread that waits in Ask.
@@ -49,26 +47,33 @@ class AttendStream final
     Outcome outcome;
     std::string payload;
   };
+  enum Event : intptr_t { kStarted, kWritten, kRead, kFinished };
+  static void* Tag(Event event) { return reinterpret_cast<void*>(event); }
 
-  AttendStream(ClientCore* core, TimePoint deadline);
+  void Work();
+  void OnRead(bool ok);
+  void OnFinished();
   void WriteNext() SKETCHKV_REQUIRES(mu_);
 
-  ClientCore* const core_;
-  std::unique_ptr<Call> call_;          // until OnDone
-  std::shared_ptr<AttendStream> self_;  // until OnDone
-  v1::AttendResponse response_;         // the reading callback's
+  Call call_;
+  grpc::CompletionQueue events_;
+  std::unique_ptr<grpc::ClientAsyncReaderWriter<v1::AttentionRequest, v1::AttendResponse>> stream_;
+  // The thread's own.
+  v1::AttendResponse response_;
+  grpc::Status status_;
 
   mutable Mutex mu_;
   CondVar answered_;  // or ended
   uint64_t next_id_ SKETCHKV_GUARDED_BY(mu_) = 1;
-  bool writing_ SKETCHKV_GUARDED_BY(mu_) = false;
-  bool broken_ SKETCHKV_GUARDED_BY(mu_) = false;  // a read or write failed
+  bool writing_ SKETCHKV_GUARDED_BY(mu_) = true;  // or starting
+  bool broken_ SKETCHKV_GUARDED_BY(mu_) = false;  // a read failed
   bool retired_ SKETCHKV_GUARDED_BY(mu_) = false;
   bool half_closed_ SKETCHKV_GUARDED_BY(mu_) = false;
   bool ended_ SKETCHKV_GUARDED_BY(mu_) = false;
   std::deque<v1::AttentionRequest> queue_ SKETCHKV_GUARDED_BY(mu_);
-  v1::AttentionRequest sending_;  // between StartWrite and OnWriteDone
   std::map<uint64_t, Waiter*> waiters_ SKETCHKV_GUARDED_BY(mu_);
+
+  std::thread thread_;
 };
 
 }  // namespace sketchkv::client

@@ -85,11 +85,13 @@ int Serve(const Config& config, const sigset_t& signals) {
   ThreadExecutor executor(threads, config.max_queued, &clock);
   Engine engine(&models, &pool, &executor);
   InflightBytes inflight(inflight_bytes);
+  WriteWatch writes;
   // Whatever way this function ends: first the server goes, then the threads, then what they use.
   const absl::Cleanup stop_threads = [&executor] { executor.Stop(); };
   executor.RunEvery(std::chrono::seconds(1), [&, cursor = uint64_t{0}]() mutable {
     pool.Expire();
     models.tables().Trim();
+    writes.Sweep(clock.Now());
     if (config.scrub_seconds == 0) return;
     // A second's share of the whole, rounded up.
     engine.Scrub(&cursor, pool.GetStats().sealed_blocks / config.scrub_seconds + 1);
@@ -97,6 +99,7 @@ int Serve(const Config& config, const sigset_t& signals) {
   ServiceContext context{.engine = &engine,
                          .executor = &executor,
                          .inflight = &inflight,
+                         .writes = &writes,
                          .clock = &clock,
                          .max_timeout = std::chrono::milliseconds(config.max_timeout_ms),
                          .isa = std::string(IsaName(*isa)),

@@ -4,15 +4,27 @@
 
 #include <array>
 #include <cstring>
+#include <memory>
 
 namespace sketchkv {
 
-uint64_t PayloadChecksum(std::span<const std::byte> payload) {
-  return XXH3_64bits(payload.data(), payload.size());
+uint64_t PayloadChecksum(const Payload& payload) {
+  const auto fragments = payload.fragments();
+  if (fragments.size() == 1) {
+    return XXH3_64bits(fragments[0].bytes.data(), fragments[0].bytes.size());
+  }
+  const std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> state(XXH3_createState(),
+                                                                              XXH3_freeState);
+  XXH3_64bits_reset(state.get());
+  for (const Payload::Fragment& fragment : fragments) {
+    XXH3_64bits_update(state.get(), fragment.bytes.data(), fragment.bytes.size());
+  }
+  return XXH3_64bits_digest(state.get());
 }
 
 CellChecksummer::CellChecksummer(const BlockKey& key, uint32_t num_tokens) {
-  std::array<uint8_t, sizeof(uint32_t) * 2 + sizeof(Fingerprint) + 1 + BlockHash::kMaxBytes> bound{};
+  std::array<uint8_t, sizeof(uint32_t) * 2 + sizeof(Fingerprint) + 1 + BlockHash::kMaxBytes>
+      bound{};
   uint8_t* at = bound.data();
   const auto append = [&at](const void* data, size_t size) {
     std::memcpy(at, data, size);
@@ -27,8 +39,7 @@ CellChecksummer::CellChecksummer(const BlockKey& key, uint32_t num_tokens) {
   block_seed_ = XXH3_64bits(bound.data(), bound.size());
 }
 
-uint32_t CellChecksummer::Of(uint32_t layer, uint32_t head,
-                             std::span<const std::byte> cell) const {
+uint32_t CellChecksummer::Of(uint32_t layer, uint32_t head, std::span<const std::byte> cell) const {
   const uint64_t seed = block_seed_ ^ (uint64_t{layer} << 32 | head);
   return static_cast<uint32_t>(XXH3_64bits_withSeed(cell.data(), cell.size(), seed));
 }

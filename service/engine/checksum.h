@@ -4,12 +4,13 @@
 #include <cstdint>
 #include <span>
 
+#include "service/engine/payload.h"
 #include "service/pool/block.h"
 
 namespace sketchkv {
 
 // Of a payload on the wire: XXH3, 64 bits, seed 0.
-[[nodiscard]] uint64_t PayloadChecksum(std::span<const std::byte> payload);
+[[nodiscard]] uint64_t PayloadChecksum(const Payload& payload);
 
 // Of stored cells, bound to the block they belong to: the same bytes under another key, layer, head
 // or length have another checksum, so swapped records are found like flipped bits.

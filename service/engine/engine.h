@@ -37,14 +37,15 @@ class Engine {
     std::optional<BlockHash> parent;
     PartLayout part;
     bool encoded = false;
-    std::span<const std::byte> payload;
+    Payload payload;
   };
   struct PutResult {
     bool already_present = false;
     bool sealed = false;
   };
   // Errors: INVALID_ARGUMENT (sizes, ranges, NaN or Inf with layer, head and token, damaged encoded
-  // cell), DATA_LOSS (checksum), and those of BlockPool::Reserve and Commit; ABORTED means try again.
+  // cell), DATA_LOSS (checksum), and those of BlockPool::Reserve and Commit; ABORTED means try
+  // again.
   [[nodiscard]] absl::StatusOr<PutResult> Put(uint32_t tenant, const PutRequest& request);
 
   struct GetRequest {
@@ -54,17 +55,17 @@ class Engine {
     std::optional<DType> dtype;  // none: encoded cells
     RawOrder raw_order = RawOrder::kNhd;
   };
-  // The most memory Get needs, answer included. INVALID_ARGUMENT as Get.
+  // The most bytes Get answers with. INVALID_ARGUMENT as Get.
   [[nodiscard]] absl::StatusOr<uint64_t> MaxGetBytes(const GetRequest& request) const;
-  // NOT_FOUND; INVALID_ARGUMENT (range, dtype); DATA_LOSS: stored bytes are damaged, the block is
-  // dropped.
+  // Encoded cells are answered where they lie: the payload keeps the block pinned. NOT_FOUND;
+  // INVALID_ARGUMENT (range, dtype); DATA_LOSS: stored bytes are damaged, the block is dropped.
   [[nodiscard]] absl::StatusOr<Part> Get(uint32_t tenant, const GetRequest& request);
 
   // Transform; nothing is stored. Errors as Put and Get.
   [[nodiscard]] absl::StatusOr<Part> Encode(const Model& model, const PartLayout& part,
-                                            std::span<const std::byte> payload);
+                                            const Payload& payload);
   [[nodiscard]] absl::StatusOr<Part> Decode(const Model& model, const PartLayout& part,
-                                            std::span<const std::byte> payload, DType dtype,
+                                            const Payload& payload, DType dtype,
                                             RawOrder raw_order);
 
   struct LookupResult {
@@ -90,8 +91,8 @@ class Engine {
   // Forgets the model and drops its blocks; returns how many.
   [[nodiscard]] absl::StatusOr<uint64_t> Unregister(uint32_t tenant, const std::string& name);
 
-  // Verifies up to `limit` sealed blocks from *cursor on, of any tenant, and drops the damaged ones.
-  // Moves the cursor on, back to 0 after the last block. Returns how many were verified.
+  // Verifies up to `limit` sealed blocks from *cursor on, of any tenant, and drops the damaged
+  // ones. Moves the cursor on, back to 0 after the last block. Returns how many were verified.
   size_t Scrub(uint64_t* cursor, size_t limit);
 
   struct Stats {
@@ -105,7 +106,13 @@ class Engine {
                                                                  const AttentionRequest& request,
                                                                  const AttentionItem& item);
   absl::StatusOr<AttentionTargets> ResolveAll(uint32_t tenant, const AttentionRequest& request);
-  absl::Status VerifyCells(const Model& model, const BlockView& block, const CellRange& range) const;
+  // Checks the cells of a pinned block and hands each that is as it was stored to `use` (may be
+  // empty), on any thread. DATA_LOSS for a damaged one: the block is dropped.
+  using UseCell = std::function<absl::Status(const WriteHandle::Cell&, std::span<const std::byte>)>;
+  absl::Status VerifyOrDiscard(const Model& model, const BlockView& block, const CellRange& range,
+                               const UseCell& use);
+  static Part RawPart(const RawPartFormat& format, const CellRange& range, uint32_t num_tokens,
+                      RawOrder raw_order, Payload payload);
 
   // Constant after construction.
   ModelRegistry* const models_;

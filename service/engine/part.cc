@@ -66,22 +66,31 @@ uint64_t RawPartFormat::FloorToRow(uint64_t offset) const {
 
 bool RawPartFormat::IsRowBoundary(uint64_t offset) const { return FloorToRow(offset) == offset; }
 
-RowsView RawPartFormat::Rows(const std::byte* plane, uint64_t row_bytes, uint32_t head) const {
+RawPartFormat::RowsAt RawPartFormat::At(uint64_t plane, uint64_t row_bytes, uint32_t head) const {
   const uint64_t index = head - range_.head_begin;
   if (order_ == RawOrder::kNhd) {
-    return {.data = plane + index * row_bytes, .stride_bytes = range_.head_count * row_bytes};
+    return {.offset = plane + index * row_bytes, .stride_bytes = range_.head_count * row_bytes};
   }
-  return {.data = plane + index * num_tokens_ * row_bytes, .stride_bytes = row_bytes};
+  return {.offset = plane + index * num_tokens_ * row_bytes, .stride_bytes = row_bytes};
+}
+
+RawPartFormat::RowsAt RawPartFormat::KeysAt(uint32_t layer, uint32_t head) const {
+  return At((layer - range_.layer_begin) * layer_bytes_, key_row_bytes_, head);
+}
+
+RawPartFormat::RowsAt RawPartFormat::ValuesAt(uint32_t layer, uint32_t head) const {
+  const uint64_t key_plane = uint64_t{range_.head_count} * num_tokens_ * key_row_bytes_;
+  return At((layer - range_.layer_begin) * layer_bytes_ + key_plane, value_row_bytes_, head);
 }
 
 RowsView RawPartFormat::Keys(const std::byte* payload, uint32_t layer, uint32_t head) const {
-  return Rows(payload + (layer - range_.layer_begin) * layer_bytes_, key_row_bytes_, head);
+  const RowsAt at = KeysAt(layer, head);
+  return {.data = payload + at.offset, .stride_bytes = at.stride_bytes};
 }
 
 RowsView RawPartFormat::Values(const std::byte* payload, uint32_t layer, uint32_t head) const {
-  const uint64_t key_plane = uint64_t{range_.head_count} * num_tokens_ * key_row_bytes_;
-  return Rows(payload + (layer - range_.layer_begin) * layer_bytes_ + key_plane, value_row_bytes_,
-              head);
+  const RowsAt at = ValuesAt(layer, head);
+  return {.data = payload + at.offset, .stride_bytes = at.stride_bytes};
 }
 
 uint64_t EncodedPartBytes(const BlockCodec& codec, const CellRange& range) {

@@ -10,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "kernels/codec.h"
 #include "service/engine/model_registry.h"
+#include "service/engine/payload.h"
 #include "service/pool/block.h"
 
 namespace sketchkv {
@@ -28,7 +29,6 @@ struct PartLayout {
   std::string fingerprint;
   uint32_t format_version = 0;
 };
-
 
 // Replaces counts of 0 by "all from the first on" and checks the range against the model.
 // INVALID_ARGUMENT names the field and both numbers.
@@ -53,12 +53,20 @@ class RawPartFormat {
   [[nodiscard]] bool IsRowBoundary(uint64_t offset) const;
   // The last row boundary at or before `offset`.
   [[nodiscard]] uint64_t FloorToRow(uint64_t offset) const;
-  // `layer` and `head` are the model's, inside the range.
+  // Where the rows of one head begin and how far they are apart, in bytes of the payload. `layer`
+  // and `head` are the model's, inside the range.
+  struct RowsAt {
+    uint64_t offset = 0;
+    uint64_t stride_bytes = 0;
+  };
+  [[nodiscard]] RowsAt KeysAt(uint32_t layer, uint32_t head) const;
+  [[nodiscard]] RowsAt ValuesAt(uint32_t layer, uint32_t head) const;
+  // The same in a payload that lies in one piece.
   [[nodiscard]] RowsView Keys(const std::byte* payload, uint32_t layer, uint32_t head) const;
   [[nodiscard]] RowsView Values(const std::byte* payload, uint32_t layer, uint32_t head) const;
 
  private:
-  [[nodiscard]] RowsView Rows(const std::byte* plane, uint64_t row_bytes, uint32_t head) const;
+  [[nodiscard]] RowsAt At(uint64_t plane, uint64_t row_bytes, uint32_t head) const;
 
   CellRange range_;
   uint32_t num_tokens_;
@@ -72,7 +80,7 @@ class RawPartFormat {
 struct Part {
   PartLayout layout;
   std::optional<RawPartFormat> raw;  // of raw payloads
-  std::string payload;
+  Payload payload;
 };
 
 // Size of the encoded payload of `range`.
@@ -81,8 +89,8 @@ struct Part {
 [[nodiscard]] uint64_t EncodedCellOffset(const BlockCodec& codec, const CellRange& range,
                                          uint32_t layer, uint32_t head);
 
-// The size a payload with this header must have. INVALID_ARGUMENT for bad ranges, num_tokens, order,
-// or an encoded part of another fingerprint or format version.
+// The size a payload with this header must have. INVALID_ARGUMENT for bad ranges, num_tokens,
+// order, or an encoded part of another fingerprint or format version.
 [[nodiscard]] absl::StatusOr<uint64_t> ExpectedPayloadBytes(const Model& model,
                                                             const PartLayout& part, bool encoded);
 

@@ -43,14 +43,14 @@ absl::StatusOr<std::unique_ptr<Parsed>> Parse(const ServiceContext& service,
     return absl::OkStatus();
   };
   for (const AttentionItem& item : request.items) {
-    parsed->rows +=
-        uint64_t{item.num_query_tokens} * item.head_count * request.queries_per_kv_head;
+    parsed->rows += uint64_t{item.num_query_tokens} * item.head_count * request.queries_per_kv_head;
   }
   parsed->output_bytes = parsed->rows * (request.model->layout().value_dim + 1) * sizeof(float);
   return parsed;
 }
 
-absl::Status FillAttend(const ServiceContext& service, Parsed* parsed, v1::AttendResponse* response) {
+absl::Status FillAttend(const ServiceContext& service, Parsed* parsed,
+                        v1::AttendResponse* response) {
   if (parsed->output_bytes > kMaxChunkBytes) {
     return absl::InvalidArgumentError(absl::StrCat("the answer has ", parsed->output_bytes,
                                                    " bytes, of at most ", kMaxChunkBytes,
@@ -122,26 +122,34 @@ class AttendItemStream final : public ItemStream<v1::AttentionRequest, v1::Atten
   }
 
  private:
-  absl::Status OnMessage(v1::AttentionRequest message) override {
+  absl::Status OnMessage(v1::AttentionRequest message, Payload queries) override {
     const uint64_t request_id = message.request_id();
     SKETCHKV_RETURN_IF_ERROR(BeginItem(request_id));
     const TimePoint deadline = service().Deadline(message.timeout_ms(), call());
     absl::StatusOr<InflightBytes::Hold> hold =
-        service().inflight->Acquire(message.SpaceUsedLong());
+        service().inflight->Acquire(message.SpaceUsedLong() + queries.size());
     if (!hold.ok()) {
       AnswerError(request_id, hold.status());
       return absl::OkStatus();
     }
+    message.set_queries(queries.ToString());  // floats in one piece; small beside the cache
     auto request = std::make_shared<v1::AttentionRequest>(std::move(message));
     Submit(request_id, deadline, [this, request_id, deadline, request, held = *std::move(hold)] {
-      std::vector<v1::AttendResponse> messages(1);
-      messages[0].set_request_id(request_id);
+      v1::AttendResponse message;
+      message.set_request_id(request_id);
       absl::StatusOr<std::unique_ptr<Parsed>> parsed =
           Parse(service(), *request, deadline, [this] { return cancelled(); });
       absl::Status status = parsed.status();
-      if (status.ok()) status = FillAttend(service(), parsed->get(), &messages[0]);
-      *messages[0].mutable_status() = ToItemStatus(status);
-      Answer(request_id, std::move(messages), parsed.ok() ? (*parsed)->hold : nullptr);
+      if (status.ok()) status = FillAttend(service(), parsed->get(), &message);
+      *message.mutable_status() = ToItemStatus(status);
+      const auto payload =
+          std::make_shared<const std::string>(std::move(*message.mutable_payload()));
+      message.clear_payload();
+      Payload bulk;
+      bulk.Append(std::as_bytes(std::span(*payload)), payload);
+      std::vector<grpc::ByteBuffer> messages;
+      messages.push_back(JoinMessage(message, bulk, parsed.ok() ? (*parsed)->hold : nullptr));
+      Answer(request_id, std::move(messages));
     });
     return absl::OkStatus();
   }
@@ -172,16 +180,15 @@ grpc::ServerUnaryReactor* AttentionService::Attend(grpc::CallbackServerContext* 
   const TimePoint deadline = service_->Deadline(request->timeout_ms(), *call);
   return RunUnary(*service_, call, request->timeout_ms(),
                   [this, call, request, response, deadline]() -> absl::Status {
-                    SKETCHKV_ASSIGN_OR_RETURN(
-                        const std::unique_ptr<Parsed> parsed,
-                        Parse(*service_, *request, deadline, [call] { return call->IsCancelled(); }));
+                    SKETCHKV_ASSIGN_OR_RETURN(const std::unique_ptr<Parsed> parsed,
+                                              Parse(*service_, *request, deadline,
+                                                    [call] { return call->IsCancelled(); }));
                     response->set_request_id(request->request_id());
                     return FillAttend(*service_, parsed.get(), response);
                   });
 }
 
-grpc::ServerBidiReactor<v1::AttentionRequest, v1::AttendResponse>* AttentionService::AttendStream(
-    grpc::CallbackServerContext* call) {
+RawBidiReactor* AttentionService::AttendStream(grpc::CallbackServerContext* call) {
   return new AttendItemStream(service_, call);
 }
 

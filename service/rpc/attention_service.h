@@ -5,7 +5,12 @@
 
 namespace sketchkv {
 
-class AttentionService final : public v1::Attention::CallbackService {
+// AttendStream is a raw method: its stream parses and makes its messages itself (bulk_message.h).
+using AttentionServiceBase =
+    v1::Attention::WithCallbackMethod_Score<v1::Attention::WithCallbackMethod_Attend<
+        v1::Attention::WithRawCallbackMethod_AttendStream<v1::Attention::Service>>>;
+
+class AttentionService final : public AttentionServiceBase {
  public:
   explicit AttentionService(ServiceContext* service) : service_(service) {}
 
@@ -14,8 +19,7 @@ class AttentionService final : public v1::Attention::CallbackService {
   grpc::ServerUnaryReactor* Attend(grpc::CallbackServerContext* call,
                                    const v1::AttentionRequest* request,
                                    v1::AttendResponse* response) override;
-  grpc::ServerBidiReactor<v1::AttentionRequest, v1::AttendResponse>* AttendStream(
-      grpc::CallbackServerContext* call) override;
+  RawBidiReactor* AttendStream(grpc::CallbackServerContext* call) override;
 
  private:
   ServiceContext* const service_;

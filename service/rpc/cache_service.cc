@@ -22,8 +22,8 @@ constexpr uint32_t kMaxLeaseMs = 600000;
 absl::StatusOr<std::vector<BlockHash>> HashesFromProto(
     const google::protobuf::RepeatedPtrField<std::string>& field) {
   if (field.empty() || field.size() > kMaxHashes) {
-    return absl::InvalidArgumentError(absl::StrCat("block_hashes has ", field.size(),
-                                                   " entries; it needs 1 to ", kMaxHashes));
+    return absl::InvalidArgumentError(
+        absl::StrCat("block_hashes has ", field.size(), " entries; it needs 1 to ", kMaxHashes));
   }
   std::vector<BlockHash> hashes;
   hashes.reserve(field.size());
@@ -43,13 +43,11 @@ absl::Status ValidateTtl(const char* field, uint32_t ttl_ms, uint32_t least) {
 
 }  // namespace
 
-grpc::ServerBidiReactor<v1::PutRequest, v1::PutResponse>* CacheService::Put(
-    grpc::CallbackServerContext* call) {
+RawBidiReactor* CacheService::Put(grpc::CallbackServerContext* call) {
   return new PutStream(service_, call);
 }
 
-grpc::ServerBidiReactor<v1::GetRequest, v1::GetResponse>* CacheService::Get(
-    grpc::CallbackServerContext* call) {
+RawBidiReactor* CacheService::Get(grpc::CallbackServerContext* call) {
   return new GetStream(service_, call);
 }
 
@@ -110,10 +108,10 @@ grpc::ServerUnaryReactor* CacheService::RenewLease(grpc::CallbackServerContext* 
                                                    v1::RenewLeaseResponse* response) {
   return RunUnary(*service_, call, 0, [this, request, response]() -> absl::Status {
     SKETCHKV_RETURN_IF_ERROR(ValidateTtl("ttl_ms", request->ttl_ms(), 1));
-    SKETCHKV_ASSIGN_OR_RETURN(const BlockPool::Lease lease,
-                              service_->engine->pool().RenewLease(
-                                  kDefaultTenant, request->lease_id(),
-                                  std::chrono::milliseconds(request->ttl_ms())));
+    SKETCHKV_ASSIGN_OR_RETURN(
+        const BlockPool::Lease lease,
+        service_->engine->pool().RenewLease(kDefaultTenant, request->lease_id(),
+                                            std::chrono::milliseconds(request->ttl_ms())));
     response->set_ttl_ms(static_cast<uint32_t>(lease.ttl.count()));
     return absl::OkStatus();
   });

@@ -5,14 +5,22 @@
 
 namespace sketchkv {
 
-class CacheService final : public v1::Cache::CallbackService {
+// Put and Get are raw methods: their streams parse and make their messages themselves
+// (bulk_message.h).
+template <typename Base>
+using WithUnaryCacheMethods = v1::Cache::WithCallbackMethod_Lookup<
+    v1::Cache::WithCallbackMethod_Delete<v1::Cache::WithCallbackMethod_Clear<
+        v1::Cache::WithCallbackMethod_RenewLease<v1::Cache::WithCallbackMethod_ReleaseLease<
+            v1::Cache::WithCallbackMethod_GetStats<Base>>>>>>;
+using CacheServiceBase = v1::Cache::WithRawCallbackMethod_Put<v1::Cache::WithRawCallbackMethod_Get<
+    v1::Cache::WithCallbackMethod_Watch<WithUnaryCacheMethods<v1::Cache::Service>>>>;
+
+class CacheService final : public CacheServiceBase {
  public:
   explicit CacheService(ServiceContext* service) : service_(service) {}
 
-  grpc::ServerBidiReactor<v1::PutRequest, v1::PutResponse>* Put(
-      grpc::CallbackServerContext* call) override;
-  grpc::ServerBidiReactor<v1::GetRequest, v1::GetResponse>* Get(
-      grpc::CallbackServerContext* call) override;
+  RawBidiReactor* Put(grpc::CallbackServerContext* call) override;
+  RawBidiReactor* Get(grpc::CallbackServerContext* call) override;
   grpc::ServerWriteReactor<v1::WatchResponse>* Watch(grpc::CallbackServerContext* call,
                                                      const v1::WatchRequest* request) override;
   grpc::ServerUnaryReactor* Lookup(grpc::CallbackServerContext* call,

@@ -1,7 +1,6 @@
 #include "service/rpc/codec_service.h"
 
 #include <memory>
-#include <string>
 #include <utility>
 
 #include "kernels/base/status_macros.h"
@@ -20,14 +19,15 @@ class TransformStream : public UploadStream<Request, Response> {
 
  protected:
   using Transform =
-      std::function<absl::StatusOr<Part>(const Model&, const PartLayout&, std::span<const std::byte>)>;
+      std::function<absl::StatusOr<Part>(const Model&, const PartLayout&, const Payload&)>;
 
   bool IsFirst(const Request& message) const final { return message.has_part(); }
 
   // The output is admitted at once, the input as it comes.
-  absl::StatusOr<std::shared_ptr<Upload>> OpenTransform(
-      const Request& first, std::shared_ptr<const Model> model, bool encoded,
-      uint64_t output_bytes, Transform transform) {
+  absl::StatusOr<std::shared_ptr<Upload>> OpenTransform(const Request& first,
+                                                        std::shared_ptr<const Model> model,
+                                                        bool encoded, uint64_t output_bytes,
+                                                        Transform transform) {
     const PartLayout part = FromProto(first.part());
     auto upload = std::make_shared<Upload>();
     SKETCHKV_ASSIGN_OR_RETURN(upload->expected_bytes, ExpectedPayloadBytes(*model, part, encoded));
@@ -35,21 +35,19 @@ class TransformStream : public UploadStream<Request, Response> {
       SKETCHKV_ASSIGN_OR_RETURN(const CellRange range, ResolveRange(part.range, model->layout()));
       upload->raw.emplace(model->layout(), range, part.num_tokens, part.raw_order);
     }
-    const uint64_t output_held = Upload::BytesHeld(output_bytes, output_bytes);
     SKETCHKV_RETURN_IF_ERROR(
-        this->service().inflight->CheckFits(upload->expected_bytes + output_held));
+        this->service().inflight->CheckFits(upload->expected_bytes + output_bytes));
     SKETCHKV_ASSIGN_OR_RETURN(InflightBytes::Hold hold,
-                              this->service().inflight->Acquire(output_held));
+                              this->service().inflight->Acquire(output_bytes));
     upload->holds.push_back(std::move(hold));
     upload->deadline = this->service().Deadline(first.timeout_ms(), this->call());
     upload->run = [this, request_id = first.request_id(), model = std::move(model), part,
                    transform = std::move(transform)](const std::shared_ptr<Upload>& complete) {
-      const std::string payload = complete->TakePayload();
-      absl::StatusOr<Part> result = transform(
-          *model, part, {reinterpret_cast<const std::byte*>(payload.data()), payload.size()});
+      const absl::StatusOr<Part> result = transform(*model, part, complete->TakePayload());
+      const InflightBytes::Hold output_hold = complete->holds.front();
+      complete->holds.clear();  // the input is gone
       if (!result.ok()) return this->AnswerError(request_id, result.status());
-      this->Answer(request_id, PartMessages<Response>(request_id, *std::move(result)),
-                   complete->holds.front());
+      this->Answer(request_id, PartMessages<Response>(request_id, *result, output_hold));
     };
     return upload;
   }
@@ -70,7 +68,7 @@ class EncodeStream final : public TransformStream<v1::EncodeRequest, v1::EncodeR
                               ResolveRange(FromProto(first.part().range()), model->layout()));
     const uint64_t output_bytes = EncodedPartBytes(*model->codec, range);
     return OpenTransform(first, std::move(model), /*encoded=*/false, output_bytes,
-                         [this](const Model& of, const PartLayout& part, auto payload) {
+                         [this](const Model& of, const PartLayout& part, const Payload& payload) {
                            return service().engine->Encode(of, part, payload);
                          });
   }
@@ -96,22 +94,21 @@ class DecodeStream final : public TransformStream<v1::DecodeRequest, v1::DecodeR
     const uint64_t output_bytes =
         RawPartFormat(model->layout(), range, first.part().num_tokens(), order, dtype, dtype)
             .total_bytes();
-    return OpenTransform(first, std::move(model), /*encoded=*/true, output_bytes,
-                         [this, dtype, order](const Model& of, const PartLayout& part, auto payload) {
-                           return service().engine->Decode(of, part, payload, dtype, order);
-                         });
+    return OpenTransform(
+        first, std::move(model), /*encoded=*/true, output_bytes,
+        [this, dtype, order](const Model& of, const PartLayout& part, const Payload& payload) {
+          return service().engine->Decode(of, part, payload, dtype, order);
+        });
   }
 };
 
 }  // namespace
 
-grpc::ServerBidiReactor<v1::EncodeRequest, v1::EncodeResponse>* CodecService::Encode(
-    grpc::CallbackServerContext* call) {
+RawBidiReactor* CodecService::Encode(grpc::CallbackServerContext* call) {
   return new EncodeStream(service_, call);
 }
 
-grpc::ServerBidiReactor<v1::DecodeRequest, v1::DecodeResponse>* CodecService::Decode(
-    grpc::CallbackServerContext* call) {
+RawBidiReactor* CodecService::Decode(grpc::CallbackServerContext* call) {
   return new DecodeStream(service_, call);
 }
 

@@ -5,14 +5,16 @@
 
 namespace sketchkv {
 
-class CodecService final : public v1::Codec::CallbackService {
+// Raw methods: the streams parse and make their messages themselves (bulk_message.h).
+using CodecServiceBase = v1::Codec::WithRawCallbackMethod_Encode<
+    v1::Codec::WithRawCallbackMethod_Decode<v1::Codec::Service>>;
+
+class CodecService final : public CodecServiceBase {
  public:
   explicit CodecService(ServiceContext* service) : service_(service) {}
 
-  grpc::ServerBidiReactor<v1::EncodeRequest, v1::EncodeResponse>* Encode(
-      grpc::CallbackServerContext* call) override;
-  grpc::ServerBidiReactor<v1::DecodeRequest, v1::DecodeResponse>* Decode(
-      grpc::CallbackServerContext* call) override;
+  RawBidiReactor* Encode(grpc::CallbackServerContext* call) override;
+  RawBidiReactor* Decode(grpc::CallbackServerContext* call) override;
 
  private:
   ServiceContext* const service_;

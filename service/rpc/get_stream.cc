@@ -5,7 +5,6 @@
 #include "kernels/base/status_macros.h"
 #include "service/rpc/convert.h"
 #include "service/rpc/part_answer.h"
-#include "service/rpc/upload_stream.h"
 
 namespace sketchkv {
 
@@ -14,7 +13,7 @@ GetStream::GetStream(ServiceContext* service, grpc::CallbackServerContext* call)
   Start();
 }
 
-absl::Status GetStream::OnMessage(v1::GetRequest message) {
+absl::Status GetStream::OnMessage(v1::GetRequest message, Payload) {
   SKETCHKV_RETURN_IF_ERROR(BeginItem(message.request_id()));
   const absl::Status begun = Begin(message);
   if (!begun.ok()) AnswerError(message.request_id(), begun);
@@ -33,14 +32,13 @@ absl::Status GetStream::Begin(const v1::GetRequest& message) {
                               FromProto("format.raw_order", message.format().raw_order()));
   }
   SKETCHKV_ASSIGN_OR_RETURN(const uint64_t bytes, service().engine->MaxGetBytes(request));
-  SKETCHKV_ASSIGN_OR_RETURN(const InflightBytes::Hold hold,
-                            service().inflight->Acquire(Upload::BytesHeld(bytes, bytes)));
+  SKETCHKV_ASSIGN_OR_RETURN(const InflightBytes::Hold hold, service().inflight->Acquire(bytes));
   const uint64_t request_id = message.request_id();
   Submit(request_id, service().Deadline(message.timeout_ms(), call()),
          [this, request_id, hold, request = std::move(request)] {
            absl::StatusOr<Part> part = service().engine->Get(kDefaultTenant, request);
            if (!part.ok()) return AnswerError(request_id, part.status());
-           Answer(request_id, PartMessages<v1::GetResponse>(request_id, *std::move(part)), hold);
+           Answer(request_id, PartMessages<v1::GetResponse>(request_id, *part, hold));
          });
   return absl::OkStatus();
 }

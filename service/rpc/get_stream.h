@@ -11,7 +11,7 @@ class GetStream final : public ItemStream<v1::GetRequest, v1::GetResponse> {
   GetStream(ServiceContext* service, grpc::CallbackServerContext* call);
 
  private:
-  absl::Status OnMessage(v1::GetRequest message) override;
+  absl::Status OnMessage(v1::GetRequest message, Payload) override;
   absl::Status Begin(const v1::GetRequest& message);
 };
 

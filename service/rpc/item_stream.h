@@ -1,5 +1,6 @@
 #pragma once
 
+#include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/server_callback.h>
 
 #include <atomic>
@@ -13,24 +14,31 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/base/mutex.h"
+#include "service/engine/payload.h"
+#include "service/rpc/bulk_message.h"
 #include "service/rpc/inflight.h"
 #include "service/rpc/service_context.h"
 #include "service/rpc/status.h"
+#include "service/rpc/write_watch.h"
 
 namespace sketchkv {
 
 // A bidirectional stream of items, each answered by one or more messages in any order. The reactor
 // only moves messages: items run on the executor. Reading pauses while many items are under way or
-// answers wait, so a peer that does not read is not read from. Deletes itself.
+// answers wait, so a peer that does not read is not read from; one that leaves an answer unread for
+// max_timeout is cancelled. Deletes itself.
 template <typename Request, typename Response>
-class ItemStream : public grpc::ServerBidiReactor<Request, Response> {
+class ItemStream : public RawBidiReactor, private WriteWatch::Stream {
  public:
   ItemStream(ServiceContext* service, grpc::CallbackServerContext* call)
-      : service_(service), call_(call) {}
+      : service_(service), call_(call) {
+    service_->writes->Add(this);
+  }
+  ~ItemStream() override { service_->writes->Remove(this); }
 
   void OnReadDone(bool ok) final {
     absl::Status status;
-    if (ok) status = OnMessage(std::exchange(request_, Request()));
+    if (ok) status = Receive();
     if (!ok || !status.ok()) OnReadsDone();
     Step([&]() SKETCHKV_REQUIRES(mu_) {
       reading_ = false;
@@ -39,7 +47,7 @@ class ItemStream : public grpc::ServerBidiReactor<Request, Response> {
     });
   }
   void OnWriteDone(bool ok) final {
-    outgoing_ = {};
+    outgoing_.Clear();
     Step([&]() SKETCHKV_REQUIRES(mu_) {
       writing_ = false;
       if (!ok) broken_ = true;
@@ -49,13 +57,9 @@ class ItemStream : public grpc::ServerBidiReactor<Request, Response> {
   void OnDone() final { delete this; }
 
  protected:
-  struct Outgoing {
-    Response message;
-    InflightBytes::Hold hold;  // of the payload, until it is written
-  };
-
-  // One message from the peer, on a gRPC thread. An error ends the stream with it.
-  [[nodiscard]] virtual absl::Status OnMessage(Request message) = 0;
+  // One message from the peer, on a gRPC thread; `bulk` is its field 15, in gRPC's slices. An error
+  // ends the stream with it.
+  [[nodiscard]] virtual absl::Status OnMessage(Request message, Payload bulk) = 0;
   // Nothing more is read: an item that is still incomplete must be answered. On a gRPC thread.
   virtual void OnReadsDone() {}
 
@@ -77,25 +81,24 @@ class ItemStream : public grpc::ServerBidiReactor<Request, Response> {
   }
 
   // Ends an item with these messages. Any thread; the stream may be gone when this returns.
-  void Answer(uint64_t request_id, std::vector<Outgoing> messages) {
+  void Answer(uint64_t request_id, std::vector<grpc::ByteBuffer> messages) {
     Step([&]() SKETCHKV_REQUIRES(mu_) {
       active_.erase(request_id);
       if (broken_) return;
-      for (Outgoing& message : messages) queue_.push_back(std::move(message));
+      for (grpc::ByteBuffer& message : messages) queue_.push_back(std::move(message));
     });
   }
-  // The same; `hold` stays until the last of them is written.
-  void Answer(uint64_t request_id, std::vector<Response> messages,
-              const InflightBytes::Hold& hold) {
-    std::vector<Outgoing> outgoing;
-    for (Response& message : messages) outgoing.push_back({std::move(message), hold});
-    Answer(request_id, std::move(outgoing));
+  // The same with one message, without bulk.
+  void Answer(uint64_t request_id, const Response& message) {
+    std::vector<grpc::ByteBuffer> messages;
+    messages.push_back(JoinMessage(message, Payload(), nullptr));
+    Answer(request_id, std::move(messages));
   }
   void AnswerError(uint64_t request_id, const absl::Status& status) {
-    std::vector<Outgoing> messages(1);
-    messages[0].message.set_request_id(request_id);
-    *messages[0].message.mutable_status() = ToItemStatus(status);
-    Answer(request_id, std::move(messages));
+    Response message;
+    message.set_request_id(request_id);
+    *message.mutable_status() = ToItemStatus(status);
+    Answer(request_id, message);
   }
 
   // Runs `body` on the executor for an item that has begun; a dropped item is answered with why.
@@ -116,6 +119,23 @@ class ItemStream : public grpc::ServerBidiReactor<Request, Response> {
   static constexpr size_t kMaxActive = 64;
   static constexpr size_t kMaxQueued = 64;
 
+  [[nodiscard]] absl::Status Receive() {
+    Request message;
+    Payload bulk;
+    const bool parsed = SplitMessage(request_, &message, &bulk);
+    const size_t bytes = request_.Length();
+    request_.Clear();
+    if (parsed) return OnMessage(std::move(message), std::move(bulk));
+    return absl::InvalidArgumentError(
+        absl::StrCat("a message of ", bytes, " bytes is no ", message.GetTypeName()));
+  }
+
+  // The queue goes too: OnWriteDone(false) follows.
+  void CancelIfLate(TimePoint now) final {
+    MutexLock lock(&mu_);
+    if (writing_ && now >= write_end_) call_->TryCancel();
+  }
+
   // Applies `change` and starts whatever can be started then. Both under one lock: once an item is
   // answered another thread may finish the stream, so this one must have decided by then. What was
   // decided is done outside the lock; its flag keeps the reactor alive until it is.
@@ -131,16 +151,18 @@ class ItemStream : public grpc::ServerBidiReactor<Request, Response> {
         outgoing_ = std::move(queue_.front());
         queue_.pop_front();
         writing_ = write = true;
+        write_end_ = service_->clock->Now() + service_->max_timeout;
       }
       if (!reading_ && !reads_done_ && active_.size() < kMaxActive && queue_.size() < kMaxQueued) {
         reading_ = read = true;
       }
-      if (reads_done_ && !reading_ && !writing_ && queue_.empty() && active_.empty() && !finished_) {
+      if (reads_done_ && !reading_ && !writing_ && queue_.empty() && active_.empty() &&
+          !finished_) {
         finished_ = finish = true;
         end_status = end_status_;
       }
     }
-    if (write) this->StartWrite(&outgoing_.message);
+    if (write) this->StartWrite(&outgoing_);
     if (read) this->StartRead(&request_);
     if (finish) this->Finish(ToGrpcStatus(end_status));
   }
@@ -148,14 +170,15 @@ class ItemStream : public grpc::ServerBidiReactor<Request, Response> {
   ServiceContext* const service_;
   grpc::CallbackServerContext* const call_;
   std::atomic<bool> cancelled_{false};
-  Request request_;     // touched by the read under way only
-  Outgoing outgoing_;   // touched by the write under way only
+  grpc::ByteBuffer request_;   // touched by the read under way only
+  grpc::ByteBuffer outgoing_;  // touched by the write under way only
 
   Mutex mu_;
   std::set<uint64_t> active_ SKETCHKV_GUARDED_BY(mu_);
-  std::deque<Outgoing> queue_ SKETCHKV_GUARDED_BY(mu_);
+  std::deque<grpc::ByteBuffer> queue_ SKETCHKV_GUARDED_BY(mu_);
   bool reading_ SKETCHKV_GUARDED_BY(mu_) = false;
   bool writing_ SKETCHKV_GUARDED_BY(mu_) = false;
+  TimePoint write_end_ SKETCHKV_GUARDED_BY(mu_);  // when the write under way is late
   bool reads_done_ SKETCHKV_GUARDED_BY(mu_) = false;
   bool broken_ SKETCHKV_GUARDED_BY(mu_) = false;  // a write failed: the peer is gone
   bool finished_ SKETCHKV_GUARDED_BY(mu_) = false;

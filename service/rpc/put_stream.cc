@@ -1,6 +1,5 @@
 #include "service/rpc/put_stream.h"
 
-#include <string>
 #include <utility>
 #include <vector>
 
@@ -14,7 +13,6 @@ struct PutStream::Item {
   uint64_t request_id = 0;
   TimePoint deadline;
   Engine::PutRequest request;
-  std::string payload;
   std::vector<InflightBytes::Hold> holds;
 };
 
@@ -56,10 +54,8 @@ absl::StatusOr<std::shared_ptr<Upload>> PutStream::Open(const v1::PutRequest& fi
   SKETCHKV_RETURN_IF_ERROR(service().inflight->CheckFits(upload->expected_bytes));
   upload->deadline = item->deadline;
   upload->run = [this, item](const std::shared_ptr<Upload>& complete) {
-    item->payload = complete->TakePayload();
+    item->request.payload = complete->TakePayload();
     item->holds = std::move(complete->holds);
-    item->request.payload = {reinterpret_cast<const std::byte*>(item->payload.data()),
-                             item->payload.size()};
     Run(item);
   };
   return upload;
@@ -74,15 +70,15 @@ void PutStream::Run(const std::shared_ptr<Item>& item) {
     return Submit(item->request_id, item->deadline, [this, item] { Run(item); });
   }
   // Before the answer: whoever has it may count on the bytes being given back.
-  item->payload = std::string();
+  item->request.payload = Payload();
   item->holds.clear();
   if (!result.ok()) return AnswerError(item->request_id, result.status());
-  std::vector<v1::PutResponse> messages(1);
-  messages[0].set_request_id(item->request_id);
-  *messages[0].mutable_status() = ToItemStatus(absl::OkStatus());
-  messages[0].set_already_present(result->already_present);
-  messages[0].set_sealed(result->sealed);
-  Answer(item->request_id, std::move(messages), nullptr);
+  v1::PutResponse message;
+  message.set_request_id(item->request_id);
+  *message.mutable_status() = ToItemStatus(absl::OkStatus());
+  message.set_already_present(result->already_present);
+  message.set_sealed(result->sealed);
+  Answer(item->request_id, message);
 }
 
 }  // namespace sketchkv

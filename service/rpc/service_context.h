@@ -1,6 +1,8 @@
 #pragma once
 
 #include <grpcpp/server_context.h>
+#include <grpcpp/support/byte_buffer.h>
+#include <grpcpp/support/server_callback.h>
 
 #include <algorithm>
 #include <chrono>
@@ -10,6 +12,7 @@
 #include "service/engine/engine.h"
 #include "service/engine/executor.h"
 #include "service/rpc/inflight.h"
+#include "service/rpc/write_watch.h"
 
 namespace sketchkv {
 
@@ -19,13 +22,17 @@ inline constexpr uint32_t kDefaultTenant = 0;
 // A payload chunk: 4 MiB, gRPC's default message limit, less room for the other fields.
 inline constexpr size_t kMaxChunkBytes = (size_t{4} << 20) - (size_t{64} << 10);
 
+// A bidirectional stream that parses and makes its messages itself.
+using RawBidiReactor = grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>;
+
 // What all services share. Everything pointed to outlives the server.
 struct ServiceContext {
   Engine* engine = nullptr;
   Executor* executor = nullptr;
   InflightBytes* inflight = nullptr;
+  WriteWatch* writes = nullptr;
   const Clock* clock = nullptr;
-  std::chrono::milliseconds max_timeout{60000};  // of one item or unary call
+  std::chrono::milliseconds max_timeout{60000};  // of one item or unary call; of writing an answer
   std::string isa;
   std::string version;
 

@@ -8,7 +8,6 @@
 #include <memory>
 #include <optional>
 #include <span>
-#include <string>
 #include <utility>
 #include <vector>
 
@@ -21,11 +20,15 @@
 
 namespace sketchkv {
 
-// Chunks are joined up to this size as they arrive.
+// Smaller chunks, and those that came in many small pieces, are copied and joined as they arrive:
+// each piece would cost more in bookkeeping, and in gRPC's read buffers that it keeps, than in
+// bytes.
 inline constexpr size_t kSmallChunkBytes = size_t{64} << 10;
+inline constexpr size_t kSmallPieceBytes = size_t{1} << 10;
 
 // A part whose payload is arriving in chunks.
-struct Upload {
+class Upload {
+ public:
   uint64_t expected_bytes = 0;
   std::optional<RawPartFormat> raw;  // of raw payloads: where a chunk may end
   // Of the chunks that are here, and of whatever else Open admitted: a header alone holds nothing.
@@ -33,36 +36,34 @@ struct Upload {
   TimePoint deadline;
   // Runs on the executor when the payload is complete.
   std::function<void(std::shared_ptr<Upload>)> run;
-
-  std::vector<std::string> chunks;
   uint64_t received_bytes = 0;
 
-  // Many small chunks would cost more in bookkeeping than in bytes: they are joined as they come.
-  void Add(std::string chunk, InflightBytes::Hold hold) {
+  void Add(const Payload& chunk, InflightBytes::Hold hold) {
     holds.push_back(std::move(hold));
-    if (!chunks.empty() && chunks.back().size() + chunk.size() <= kSmallChunkBytes) {
-      chunks.back() += chunk;
-    } else {
-      chunks.push_back(std::move(chunk));
-    }
+    const bool large = chunk.size() >= kSmallChunkBytes &&
+                       chunk.size() >= chunk.fragments().size() * kSmallPieceBytes;
+    if (large || joined_.size() + chunk.size() > kSmallChunkBytes) Flush();
+    if (large) return payload_.Append(chunk);
+    const size_t begin = joined_.size();
+    joined_.resize(begin + chunk.size());
+    chunk.CopyTo(0, std::span(joined_).subspan(begin));
   }
 
-  // The payload in one piece; moves where there was one chunk.
-  [[nodiscard]] std::string TakePayload() {
-    if (chunks.size() == 1) return std::move(chunks[0]);
-    std::string payload;
-    payload.reserve(received_bytes);
-    for (std::string& chunk : chunks) {
-      payload += chunk;
-      chunk = std::string();
-    }
-    return payload;
+  // What came so far; large chunks still lie in gRPC's slices.
+  [[nodiscard]] Payload TakePayload() {
+    Flush();
+    return std::exchange(payload_, Payload());
   }
-  // What `bytes` of a payload of `payload_bytes` may take in memory: twice as much where the payload
-  // is in several chunks, which must be joined.
-  [[nodiscard]] static uint64_t BytesHeld(uint64_t payload_bytes, uint64_t bytes) {
-    return bytes < payload_bytes || payload_bytes > kMaxChunkBytes ? 2 * bytes : bytes;
+
+ private:
+  void Flush() {
+    if (joined_.empty()) return;
+    auto owned = std::make_shared<const std::vector<std::byte>>(std::exchange(joined_, {}));
+    payload_.Append(*owned, owned);
   }
+
+  Payload payload_;
+  std::vector<std::byte> joined_;  // small chunks, behind payload_
 };
 
 // An ItemStream whose items carry payload over several messages: the first has the header, those
@@ -95,7 +96,7 @@ class UploadStream : public ItemStream<Request, Response> {
     std::shared_ptr<Upload> upload SKETCHKV_GUARDED_BY(mu);
   };
 
-  absl::Status OnMessage(Request message) final {
+  absl::Status OnMessage(Request message, Payload chunk) final {
     MutexLock lock(&arrival_->mu);
     const uint64_t request_id = message.request_id();
     if (IsFirst(message)) {
@@ -110,42 +111,41 @@ class UploadStream : public ItemStream<Request, Response> {
       }
       arrival_->upload = *std::move(upload);
     } else if (request_id == 0 || request_id != arrival_->id) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("a message without a header has request_id ", request_id,
-                       "; the item under way is ", arrival_->id));
+      return absl::InvalidArgumentError(absl::StrCat("a message without a header has request_id ",
+                                                     request_id, "; the item under way is ",
+                                                     arrival_->id));
     }
     if (arrival_->upload == nullptr) return absl::OkStatus();
-    Append(std::move(*message.mutable_payload()));
+    Append(chunk);
     // Items that come in one message never need it.
     if (arrival_->upload != nullptr && alarm_ == nullptr) SetAlarm();
     return absl::OkStatus();
   }
 
-  void Append(std::string chunk) SKETCHKV_REQUIRES(arrival_->mu) {
+  void Append(const Payload& chunk) SKETCHKV_REQUIRES(arrival_->mu) {
     Upload& upload = *arrival_->upload;
     upload.received_bytes += chunk.size();
     if (upload.received_bytes > upload.expected_bytes) {
-      return Fail(absl::InvalidArgumentError(absl::StrCat("payload has at least ",
-                                                          upload.received_bytes,
-                                                          " bytes; the part needs ",
-                                                          upload.expected_bytes)));
+      return Fail(absl::InvalidArgumentError(
+          absl::StrCat("payload has at least ", upload.received_bytes, " bytes; the part needs ",
+                       upload.expected_bytes)));
     }
     if (upload.raw.has_value() && !upload.raw->IsRowBoundary(upload.received_bytes)) {
-      return Fail(absl::InvalidArgumentError(
-          absl::StrCat("a chunk ends at byte ", upload.received_bytes,
-                       " of the payload, inside a (head, token) row")));
+      return Fail(
+          absl::InvalidArgumentError(absl::StrCat("a chunk ends at byte ", upload.received_bytes,
+                                                  " of the payload, inside a (head, token) row")));
     }
-    if (!chunk.empty()) {
-      absl::StatusOr<InflightBytes::Hold> hold = this->service().inflight->Acquire(
-          Upload::BytesHeld(upload.expected_bytes, chunk.size()));
+    if (chunk.size() > 0) {
+      absl::StatusOr<InflightBytes::Hold> hold = this->service().inflight->Acquire(chunk.size());
       if (!hold.ok()) return Fail(hold.status());
-      upload.Add(std::move(chunk), *std::move(hold));
+      upload.Add(chunk, *std::move(hold));
     }
     if (upload.received_bytes < upload.expected_bytes) return;
     const uint64_t request_id = std::exchange(arrival_->id, 0);
     alarm_ = nullptr;
-    this->Submit(request_id, upload.deadline,
-                 [complete = std::exchange(arrival_->upload, nullptr)] { complete->run(complete); });
+    this->Submit(
+        request_id, upload.deadline,
+        [complete = std::exchange(arrival_->upload, nullptr)] { complete->run(complete); });
   }
 
   // Ends the item that is arriving; what else comes of it is skipped.

@@ -57,7 +57,8 @@ struct Chain {
   void Append(const Part& part) {
     const RawPartFormat format(model->layout(), part.layout.range, part.layout.num_tokens,
                                RawOrder::kNhd);
-    const auto* base = reinterpret_cast<const std::byte*>(part.payload.data());
+    const std::string payload = part.payload.ToString();
+    const std::byte* base = Bytes(payload).data();
     const auto read = [&](RowsView rows, uint32_t token, uint32_t dim) {
       std::vector<float> row(dim);
       std::memcpy(row.data(), rows.data + token * rows.stride_bytes, dim * sizeof(float));

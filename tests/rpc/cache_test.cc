@@ -276,6 +276,34 @@ TEST(CacheRpcTest, ReadsUnderEvictionNeverSeeWrongBytes) {
   EXPECT_GT(hits + misses, 0);
 }
 
+// Encoded cells are sent from where they lie, so an answer that nobody reads keeps a block pinned.
+TEST(CacheRpcTest, AReaderThatDoesNotReadIsCancelledAndPinsNothing) {
+  RpcFixture f;
+  v1::RegisterModelRequest wide = RpcFixture::ModelRequest("wide", "raw");
+  wide.mutable_layout()->set_block_tokens(1024);
+  wide.mutable_layout()->set_num_kv_heads(8);
+  wide.mutable_layout()->set_head_dim(128);
+  v1::Model registered;
+  ASSERT_TRUE(f.Register(wide, &registered).ok());
+  f.PutOk("wide", 1, 0, RandomPart(**f.registry.Get(0, "wide"), {}, 1024, 1));
+  grpc::ClientContext call;
+  RpcFixture::SetDeadline(&call);
+  const auto stream = f.cache->Get(&call);
+  ASSERT_TRUE(stream->Write(RpcFixture::GetRequestFor(1, "wide", 1)));
+  for (int i = 0; i < 2000 && f.pool.GetStats().pinned_bytes == 0; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  ASSERT_EQ(f.pool.GetStats().pinned_bytes, registered.slot_bytes());
+  f.writes.Sweep(f.clock.Now());
+  EXPECT_EQ(f.pool.GetStats().pinned_bytes, registered.slot_bytes()) << "it still has time";
+  f.writes.Sweep(f.clock.Now() + f.context.max_timeout);
+  f.ExpectNothingInFlight();
+  EXPECT_EQ(f.pool.GetStats().pinned_bytes, 0);
+  for (v1::GetResponse response; stream->Read(&response);) {
+  }
+  EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::CANCELLED);
+}
+
 TEST(CacheRpcTest, StatsCountWhatIsThere) {
   StoredChain chain;
   grpc::ClientContext call;
@@ -285,8 +313,8 @@ TEST(CacheRpcTest, StatsCountWhatIsThere) {
   EXPECT_EQ(stats.tiers(0).name(), "host");
   EXPECT_EQ(stats.tiers(0).sealed_blocks(), 3);
   EXPECT_EQ(stats.tiers(0).used_bytes(), 3 * chain.model->shape.slot_bytes);
-  EXPECT_EQ(stats.put_raw_bytes_total(), chain.parts[0].payload.size() * 2 +
-                                             chain.parts[2].payload.size());
+  EXPECT_EQ(stats.put_raw_bytes_total(),
+            chain.parts[0].payload.size() * 2 + chain.parts[2].payload.size());
   EXPECT_EQ(stats.isa(), "scalar");
 }
 

@@ -37,7 +37,7 @@ TEST(CodecRpcTest, EncodeStoresNothingAndGivesTheBytesAPutStores) {
     ASSERT_EQ(encoded[0].status().code(), 0) << encoded[0].status().message();
     EXPECT_EQ(f.pool.GetStats().blocks, 0);
     const Part expected = *f.engine.Encode(*model, part.layout, Bytes(part.payload));
-    EXPECT_EQ(encoded[0].payload(), expected.payload);
+    EXPECT_EQ(encoded[0].payload(), expected.payload.ToString());
 
     v1::DecodeRequest back;
     back.set_request_id(4);
@@ -73,7 +73,7 @@ TEST(CodecRpcTest, DecodeRefusesDamagedAndForeignCells) {
     *requests[i].mutable_part() = LayoutOf(encoded.layout);
     requests[i].mutable_format()->set_dtype(v1::DTYPE_BF16);
     requests[i].mutable_format()->set_raw_order(v1::RAW_ORDER_NHD);
-    requests[i].set_payload(encoded.payload);
+    requests[i].set_payload(encoded.payload.ToString());
   }
   (*requests[0].mutable_payload())[500] ^= 1;                // against its checksum
   requests[1].mutable_payload()->replace(0, 2, "\xff\xff");  // a scale against the format

@@ -39,6 +39,7 @@ struct RpcFixture {
         context{.engine = &engine,
                 .executor = &executor,
                 .inflight = &inflight,
+                .writes = &writes,
                 .clock = &clock,
                 .isa = "scalar",
                 .version = "test"} {
@@ -199,6 +200,7 @@ struct RpcFixture {
   ThreadExecutor executor;
   Engine engine;
   InflightBytes inflight;
+  WriteWatch writes;
   ServiceContext context;
   std::unique_ptr<Server> server;
   std::shared_ptr<grpc::Channel> channel;

@@ -27,6 +27,9 @@ inline std::span<const std::byte> Bytes(const std::string& text) {
   return {reinterpret_cast<const std::byte*>(text.data()), text.size()};
 }
 
+inline bool operator==(const Payload& a, const std::string& b) { return a.ToString() == b; }
+inline bool operator==(const Payload& a, const Payload& b) { return a.ToString() == b.ToString(); }
+
 // A raw fp32 payload of `range` in the order NHD, and its numbers by name.
 struct RawPart {
   PartLayout layout;

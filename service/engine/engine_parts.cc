@@ -1,0 +1,281 @@
+// The use cases that move parts: Put, Get, Encode, Decode.
+
+#include <memory>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/base/status_macros.h"
+#include "service/engine/cell_source.h"
+#include "service/engine/checksum.h"
+#include "service/engine/engine.h"
+#include "service/engine/parallel.h"
+
+namespace sketchkv {
+namespace {
+
+using Cell = WriteHandle::Cell;
+
+absl::Status CheckSize(const Model& model, const PartLayout& part, bool encoded,
+                       const Payload& payload) {
+  SKETCHKV_ASSIGN_OR_RETURN(const uint64_t expected, ExpectedPayloadBytes(model, part, encoded));
+  if (payload.size() == expected) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("payload has ", payload.size(), " bytes; the part needs ", expected));
+}
+
+absl::Status CheckSum(const PartLayout& part, const Payload& payload) {
+  const uint64_t checksum = PayloadChecksum(payload);
+  if (checksum == part.checksum) return absl::OkStatus();
+  return absl::DataLossError(absl::StrCat("payload has checksum 0x", absl::Hex(checksum),
+                                          "; the header says 0x", absl::Hex(part.checksum)));
+}
+
+absl::Status ValidateOutput(const Model& model, const CellRange& range, DType dtype) {
+  const KvLayout& layout = model.layout();
+  if (dtype == DType::kBf16 || dtype == DType::kFp16 || dtype == DType::kFp32) {
+    return absl::OkStatus();
+  }
+  for (uint32_t l = 0; l < range.layer_count; ++l) {
+    const CodecProfile& profile = model.codec->profiles()[range.layer_begin + l];
+    const bool own = dtype == layout.key_dtype && dtype == layout.value_dtype &&
+                     profile.key_codec == KeyCodec::kRaw && profile.value_codec == ValueCodec::kRaw;
+    if (own) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("format.dtype is ", static_cast<int>(dtype), " (", DTypeName(dtype),
+                     "); layer ", range.layer_begin + l, " (profile ", profile.name, ", ",
+                     DTypeName(layout.key_dtype), " keys) decodes to bf16, fp16 or fp32"));
+  }
+  return absl::OkStatus();
+}
+
+MutableRowsView Mutable(RowsView rows) {
+  return {.data = const_cast<std::byte*>(rows.data), .stride_bytes = rows.stride_bytes};
+}
+
+// Cells lie at multiples of this.
+struct alignas(64) Line {
+  std::byte bytes[64];
+};
+
+// Uninitialised memory, aligned for cells.
+std::shared_ptr<std::byte> NewBytes(uint64_t size) {
+  auto* lines = new Line[size / sizeof(Line) + 1];
+  return {lines->bytes, [lines](std::byte*) { delete[] lines; }};
+}
+
+// Where an answer is written.
+struct Output {
+  explicit Output(uint64_t size) : owner(NewBytes(size)), bytes(owner.get(), size) {}
+
+  [[nodiscard]] Payload payload() const {
+    Payload payload;
+    payload.Append(bytes, owner);
+    return payload;
+  }
+
+  std::shared_ptr<std::byte> owner;
+  std::span<std::byte> bytes;
+};
+
+PartLayout EncodedLayout(const Model& model, const CellRange& range, uint32_t num_tokens) {
+  PartLayout layout;
+  layout.range = range;
+  layout.num_tokens = num_tokens;
+  layout.fingerprint.assign(model.fingerprint.begin(), model.fingerprint.end());
+  layout.format_version = kFormatVersion;
+  return layout;
+}
+
+// Decodes one cell to its place in a raw payload.
+absl::Status DecodeCell(const Model& model, const RawPartFormat& format, DType dtype,
+                        uint32_t num_tokens, const Cell& cell, std::span<const std::byte> from,
+                        std::byte* payload) {
+  MutableRowsView values = Mutable(format.Values(payload, cell.layer, cell.head));
+  if (format.value_row_bytes() == 0) values.data = nullptr;
+  return model.codec->cell(cell.layer, cell.head)
+      .Decode(from, num_tokens, dtype, Mutable(format.Keys(payload, cell.layer, cell.head)), dtype,
+              values);
+}
+
+// The cells of a range as they lie in a slot: one fragment where all heads of the layers are asked
+// for.
+Payload CellsInPlace(const BlockCodec& codec, const CellRange& range,
+                     std::span<const std::byte> slot, const std::shared_ptr<const void>& owner) {
+  Payload cells;
+  size_t begin = 0, end = 0;  // of the slot, not appended yet
+  for (uint32_t layer = range.layer_begin; layer < range.layer_begin + range.layer_count; ++layer) {
+    const size_t next = codec.cell_offset(layer, range.head_begin);
+    if (next != end) {
+      cells.Append(slot.subspan(begin, end - begin), owner);
+      begin = next;
+    }
+    end = next + codec.cell_bytes(layer) * range.head_count;
+  }
+  cells.Append(slot.subspan(begin, end - begin), owner);
+  return cells;
+}
+
+}  // namespace
+
+absl::StatusOr<Engine::PutResult> Engine::Put(uint32_t tenant, const PutRequest& request) {
+  const Model& model = *request.model;
+  SKETCHKV_RETURN_IF_ERROR(CheckSize(model, request.part, request.encoded, request.payload));
+  SKETCHKV_ASSIGN_OR_RETURN(const CellRange range,
+                            ResolveRange(request.part.range, model.layout()));
+  const BlockKey key{.tenant = tenant, .fingerprint = model.fingerprint, .hash = request.hash};
+  SKETCHKV_ASSIGN_OR_RETURN(WriteHandle handle,
+                            pool_->Reserve({.key = key,
+                                            .parent = request.parent,
+                                            .num_tokens = request.part.num_tokens,
+                                            .shape = model.shape,
+                                            .range = range}));
+  const CellSource source(model, request.part, range, request.encoded, request.payload);
+  const CellChecksummer checksummer(key, request.part.num_tokens);
+  const std::span<const Cell> cells = handle.claimed();
+  const std::span<std::byte> slot = handle.slot();
+  std::vector<uint32_t> checksums(cells.size());
+  std::atomic<uint64_t> stored_bytes{0};
+  // The payload's checksum is index 0, so that it is made while other threads encode, and so that
+  // of several errors it is the one that is told. Nothing is visible before Commit.
+  SKETCHKV_RETURN_IF_ERROR(ParallelForStatus(executor_, cells.size() + 1, [&](size_t i) {
+    if (i == 0) return CheckSum(request.part, request.payload);
+    const Cell& cell = cells[i - 1];
+    const auto out = slot.subspan(model.codec->cell_offset(cell.layer, cell.head),
+                                  model.codec->cell_bytes(cell.layer));
+    SKETCHKV_RETURN_IF_ERROR(source.Fill(cell, out));
+    checksums[i - 1] = checksummer.Of(cell.layer, cell.head, out);
+    stored_bytes += out.size();
+    return absl::OkStatus();
+  }));
+  SKETCHKV_ASSIGN_OR_RETURN(const WriteHandle::CommitResult committed, handle.Commit(checksums));
+  // Unregistered while this put was encoding: what it dropped must not come back.
+  const absl::StatusOr<std::shared_ptr<const Model>> still = models_->Get(tenant, model.name);
+  if (!still.ok() || (*still)->fingerprint != model.fingerprint) {
+    (void)pool_->Delete(key);
+    return absl::NotFoundError(absl::StrCat("model '", model.name, "' was unregistered"));
+  }
+  put_raw_bytes_ +=
+      RawPartFormat(model.layout(), range, request.part.num_tokens, RawOrder::kNhd).total_bytes();
+  put_stored_bytes_ += stored_bytes;
+  return PutResult{.already_present = cells.empty(), .sealed = committed.sealed};
+}
+
+absl::StatusOr<uint64_t> Engine::MaxGetBytes(const GetRequest& request) const {
+  const Model& model = *request.model;
+  SKETCHKV_ASSIGN_OR_RETURN(const CellRange range, ResolveRange(request.range, model.layout()));
+  if (!request.dtype.has_value()) return EncodedPartBytes(*model.codec, range);
+  SKETCHKV_RETURN_IF_ERROR(ValidateOutput(model, range, *request.dtype));
+  return RawPartFormat(model.layout(), range, model.layout().block_tokens, request.raw_order,
+                       *request.dtype, *request.dtype)
+      .total_bytes();
+}
+
+absl::StatusOr<Part> Engine::Get(uint32_t tenant, const GetRequest& request) {
+  const Model& model = *request.model;
+  SKETCHKV_ASSIGN_OR_RETURN(const CellRange range, ResolveRange(request.range, model.layout()));
+  if (request.dtype.has_value()) {
+    SKETCHKV_RETURN_IF_ERROR(ValidateOutput(model, range, *request.dtype));
+  }
+  const BlockKey key{.tenant = tenant, .fingerprint = model.fingerprint, .hash = request.hash};
+  SKETCHKV_ASSIGN_OR_RETURN(ReadPins pinned, pool_->Pin(key));
+  const auto pins = std::make_shared<const ReadPins>(std::move(pinned));
+  const BlockView block = (*pins)[0];
+
+  if (!request.dtype.has_value()) {
+    SKETCHKV_RETURN_IF_ERROR(VerifyOrDiscard(model, block, range, /*use=*/nullptr));
+    Part part;
+    part.layout = EncodedLayout(model, range, block.num_tokens);
+    part.payload = CellsInPlace(*model.codec, range, block.bytes, pins);
+    part.layout.checksum = PayloadChecksum(part.payload);
+    return part;
+  }
+  const RawPartFormat format(model.layout(), range, block.num_tokens, request.raw_order,
+                             *request.dtype, *request.dtype);
+  const Output output(format.total_bytes());
+  // Each cell is decoded while its verified bytes are still in the cache.
+  SKETCHKV_RETURN_IF_ERROR(
+      VerifyOrDiscard(model, block, range, [&](const Cell& cell, std::span<const std::byte> bytes) {
+        return DecodeCell(model, format, *request.dtype, block.num_tokens, cell, bytes,
+                          output.bytes.data());
+      }));
+  return RawPart(format, range, block.num_tokens, request.raw_order, output.payload());
+}
+
+Part Engine::RawPart(const RawPartFormat& format, const CellRange& range, uint32_t num_tokens,
+                     RawOrder raw_order, Payload payload) {
+  Part raw;
+  raw.raw = format;
+  raw.layout.range = range;
+  raw.layout.num_tokens = num_tokens;
+  raw.layout.raw_order = raw_order;
+  raw.layout.checksum = PayloadChecksum(payload);
+  raw.payload = std::move(payload);
+  return raw;
+}
+
+absl::Status Engine::VerifyOrDiscard(const Model& model, const BlockView& block,
+                                     const CellRange& range, const UseCell& use) {
+  const CellChecksummer checksummer(*block.key, block.num_tokens);
+  const std::vector<Cell> cells = CellsOf(range);
+  absl::Status status = ParallelForStatus(executor_, cells.size(), [&](size_t i) {
+    const auto [layer, head] = cells[i];
+    const auto cell =
+        block.bytes.subspan(model.codec->cell_offset(layer, head), model.codec->cell_bytes(layer));
+    const uint32_t actual = checksummer.Of(layer, head, cell);
+    const uint32_t expected =
+        block.cell_checksums[size_t{layer} * model.layout().num_kv_heads + head];
+    if (actual == expected) return use ? AtCell(cells[i], use(cells[i], cell)) : absl::OkStatus();
+    return AtCell(cells[i],
+                  absl::DataLossError(absl::StrCat(
+                      "stored cell of block ", block.key->hash.ToHex(), " has checksum 0x",
+                      absl::Hex(actual), "; it was stored with 0x", absl::Hex(expected))));
+  });
+  if (absl::IsDataLoss(status)) pool_->Discard(*block.key);
+  return status;
+}
+
+absl::StatusOr<Part> Engine::Encode(const Model& model, const PartLayout& part,
+                                    const Payload& payload) {
+  SKETCHKV_RETURN_IF_ERROR(CheckSize(model, part, /*encoded=*/false, payload));
+  SKETCHKV_ASSIGN_OR_RETURN(const CellRange range, ResolveRange(part.range, model.layout()));
+  const Output output(EncodedPartBytes(*model.codec, range));
+  const CellSource source(model, part, range, /*encoded=*/false, payload);
+  const std::vector<Cell> cells = CellsOf(range);
+  SKETCHKV_RETURN_IF_ERROR(ParallelForStatus(executor_, cells.size() + 1, [&](size_t i) {
+    if (i == 0) return CheckSum(part, payload);
+    const Cell& cell = cells[i - 1];
+    return source.Fill(
+        cell, output.bytes.subspan(EncodedCellOffset(*model.codec, range, cell.layer, cell.head),
+                                   model.codec->cell_bytes(cell.layer)));
+  }));
+  Part encoded;
+  encoded.layout = EncodedLayout(model, range, part.num_tokens);
+  encoded.payload = output.payload();
+  encoded.layout.checksum = PayloadChecksum(encoded.payload);
+  return encoded;
+}
+
+absl::StatusOr<Part> Engine::Decode(const Model& model, const PartLayout& part,
+                                    const Payload& payload, DType dtype, RawOrder raw_order) {
+  SKETCHKV_RETURN_IF_ERROR(CheckSize(model, part, /*encoded=*/true, payload));
+  SKETCHKV_RETURN_IF_ERROR(CheckSum(part, payload));
+  SKETCHKV_ASSIGN_OR_RETURN(const CellRange range, ResolveRange(part.range, model.layout()));
+  SKETCHKV_RETURN_IF_ERROR(ValidateOutput(model, range, dtype));
+  const RawPartFormat format(model.layout(), range, part.num_tokens, raw_order, dtype, dtype);
+  const Output output(format.total_bytes());
+  const std::vector<Cell> cells = CellsOf(range);
+  SKETCHKV_RETURN_IF_ERROR(ParallelForStatus(executor_, cells.size(), [&](size_t i) {
+    const Cell& cell = cells[i];
+    const CellCodec& codec = model.codec->cell(cell.layer, cell.head);
+    // Copied, for it may be cut, or not be aligned, as it came.
+    const std::shared_ptr<std::byte> copy = NewBytes(codec.cell_bytes());
+    const std::span<std::byte> from(copy.get(), codec.cell_bytes());
+    payload.CopyTo(EncodedCellOffset(*model.codec, range, cell.layer, cell.head), from);
+    SKETCHKV_RETURN_IF_ERROR(AtCell(cell, codec.Validate(from, part.num_tokens)));
+    return AtCell(
+        cell, DecodeCell(model, format, dtype, part.num_tokens, cell, from, output.bytes.data()));
+  }));
+  return RawPart(format, range, part.num_tokens, raw_order, output.payload());
+}
+
+}  // namespace sketchkv

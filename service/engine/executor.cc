@@ -45,11 +45,16 @@ ThreadExecutor::~ThreadExecutor() { Stop(); }
 absl::Status ThreadExecutor::Submit(Task task) {
   MutexLock lock(&mu_);
   if (draining_) return absl::UnavailableError("the server is stopping");
-  if (queue_.size() >= max_queued_ && !task.bypass_bound) {
+  const size_t queued = queue_.size() + delayed_.size();
+  if (queued >= max_queued_ && !task.bypass_bound) {
     return absl::ResourceExhaustedError(
-        absl::StrCat("the request queue is full: ", queue_.size(), " of ", max_queued_));
+        absl::StrCat("the request queue is full: ", queued, " of ", max_queued_));
   }
-  queue_.push_back(std::move(task));
+  if (task.delay.count() > 0) {
+    delayed_.emplace(std::chrono::steady_clock::now() + task.delay, std::move(task));
+  } else {
+    queue_.push_back(std::move(task));
+  }
   wake_.NotifyOne();
   return absl::OkStatus();
 }
@@ -71,13 +76,28 @@ void ThreadExecutor::ParallelFor(size_t count, const std::function<void(size_t)>
   loop->Wait();
 }
 
+void ThreadExecutor::Queue(TimePoint now) {
+  while (!delayed_.empty() && (stopping_ || delayed_.begin()->first <= now)) {
+    queue_.push_back(std::move(delayed_.begin()->second));
+    delayed_.erase(delayed_.begin());
+  }
+}
+
 void ThreadExecutor::Work() {
   while (true) {
     Task task;
     std::shared_ptr<Loop> loop;
     {
       MutexLock lock(&mu_);
-      while (!stopping_ && queue_.empty() && loops_.empty()) wake_.Wait(&mu_);
+      Queue(std::chrono::steady_clock::now());
+      while (!stopping_ && queue_.empty() && loops_.empty()) {
+        if (delayed_.empty()) {
+          wake_.Wait(&mu_);
+        } else {
+          wake_.WaitUntil(&mu_, delayed_.begin()->first);
+        }
+        Queue(std::chrono::steady_clock::now());
+      }
       // A loop under way first: somebody waits for it, and the queue's order is kept.
       if (!loops_.empty()) {
         loop = loops_.front();
@@ -97,7 +117,7 @@ void ThreadExecutor::Work() {
     }
     RunOrDrop(std::move(task));
     MutexLock lock(&mu_);
-    if (--running_ == 0 && queue_.empty()) idle_.NotifyAll();
+    if (--running_ == 0 && queue_.empty() && delayed_.empty()) idle_.NotifyAll();
   }
 }
 
@@ -138,8 +158,10 @@ bool ThreadExecutor::Drain(std::chrono::milliseconds timeout) {
   const TimePoint until = std::chrono::steady_clock::now() + timeout;
   MutexLock lock(&mu_);
   draining_ = true;
-  while (running_ > 0 || !queue_.empty()) {
-    if (!idle_.WaitUntil(&mu_, until)) return running_ == 0 && queue_.empty();
+  while (running_ > 0 || !queue_.empty() || !delayed_.empty()) {
+    if (!idle_.WaitUntil(&mu_, until)) {
+      return running_ == 0 && queue_.empty() && delayed_.empty();
+    }
   }
   return true;
 }
@@ -157,7 +179,9 @@ void ThreadExecutor::Stop() {
 
 ThreadExecutor::Stats ThreadExecutor::GetStats() const {
   MutexLock lock(&mu_);
-  return {.queued = queue_.size(), .running = running_, .dropped_total = dropped_total_};
+  return {.queued = queue_.size() + delayed_.size(),
+          .running = running_,
+          .dropped_total = dropped_total_};
 }
 
 }  // namespace sketchkv

@@ -1,8 +1,10 @@
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -22,6 +24,8 @@ struct Task {
   TimePoint deadline = TimePoint::max();
   std::function<bool()> cancelled;  // may be empty
   bool bypass_bound = false;        // the server's own work, of which there is a bounded amount
+  std::chrono::milliseconds delay{
+      0};  // not before this has passed; what waits for it is bounded too
 };
 
 // Where requests run. Thread-safe.
@@ -29,8 +33,8 @@ class Executor {
  public:
   virtual ~Executor() = default;
 
-  // RESOURCE_EXHAUSTED when the queue is full (naming its bound), UNAVAILABLE when stopping; neither
-  // callback is called then.
+  // RESOURCE_EXHAUSTED when the queue is full (naming its bound), UNAVAILABLE when stopping;
+  // neither callback is called then.
   [[nodiscard]] virtual absl::Status Submit(Task task) = 0;
 
   // Calls body(i) for each i in [0, count), in any order and on any number of threads, the caller's
@@ -69,6 +73,8 @@ class ThreadExecutor final : public Executor {
   struct Loop;
   void Work();
   void RunOrDrop(Task task);
+  // Moves what is due from delayed_ to queue_.
+  void Queue(TimePoint now) SKETCHKV_REQUIRES(mu_);
 
   // Constant after construction.
   const size_t max_queued_;
@@ -77,9 +83,10 @@ class ThreadExecutor final : public Executor {
   mutable Mutex mu_;
   CondVar wake_;
   std::deque<Task> queue_ SKETCHKV_GUARDED_BY(mu_);
+  std::multimap<TimePoint, Task> delayed_ SKETCHKV_GUARDED_BY(mu_);   // by steady_clock
   std::deque<std::shared_ptr<Loop>> loops_ SKETCHKV_GUARDED_BY(mu_);  // open to more threads
-  bool draining_ SKETCHKV_GUARDED_BY(mu_) = false;  // no new work
-  bool stopping_ SKETCHKV_GUARDED_BY(mu_) = false;  // and no old
+  bool draining_ SKETCHKV_GUARDED_BY(mu_) = false;                    // no new work
+  bool stopping_ SKETCHKV_GUARDED_BY(mu_) = false;                    // and no old
   size_t running_ SKETCHKV_GUARDED_BY(mu_) = 0;
   uint64_t dropped_total_ SKETCHKV_GUARDED_BY(mu_) = 0;
   CondVar periodic_wake_;

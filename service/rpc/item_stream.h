@@ -102,12 +102,14 @@ class ItemStream : public RawBidiReactor, private WriteWatch::Stream {
   }
 
   // Runs `body` on the executor for an item that has begun; a dropped item is answered with why.
-  void Submit(uint64_t request_id, TimePoint deadline, std::function<void()> body) {
+  void Submit(uint64_t request_id, TimePoint deadline, std::function<void()> body,
+              std::chrono::milliseconds delay = {}) {
     const absl::Status status = service_->executor->Submit(
         {.run = std::move(body),
          .drop = [this, request_id](absl::Status why) { AnswerError(request_id, why); },
          .deadline = deadline,
-         .cancelled = [this] { return cancelled(); }});
+         .cancelled = [this] { return cancelled(); },
+         .delay = delay});
     if (!status.ok()) AnswerError(request_id, status);
   }
 

@@ -1,5 +1,7 @@
 #include "service/rpc/put_stream.h"
 
+#include <algorithm>
+#include <chrono>
 #include <utility>
 #include <vector>
 
@@ -9,10 +11,16 @@
 
 namespace sketchkv {
 
+// The first and the longest pause before cells that another put is writing are asked for again: it
+// encodes for milliseconds.
+constexpr std::chrono::milliseconds kFirstPause{1};
+constexpr std::chrono::milliseconds kLongestPause{16};
+
 struct PutStream::Item {
   uint64_t request_id = 0;
   TimePoint deadline;
   Engine::PutRequest request;
+  std::chrono::milliseconds pause = kFirstPause;
   std::vector<InflightBytes::Hold> holds;
 };
 
@@ -67,7 +75,10 @@ void PutStream::Run(const std::shared_ptr<Item>& item) {
   if (absl::IsAborted(result.status())) {
     // Another put of the same cells is encoding right now; whoever of the two loses must not say
     // "already there" before the other has committed.
-    return Submit(item->request_id, item->deadline, [this, item] { Run(item); });
+    const auto pause = item->pause;
+    item->pause = std::min(2 * pause, kLongestPause);
+    return Submit(
+        item->request_id, item->deadline, [this, item] { Run(item); }, pause);
   }
   // Before the answer: whoever has it may count on the bytes being given back.
   item->request.payload = Payload();

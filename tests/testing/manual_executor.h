@@ -8,7 +8,8 @@
 
 namespace sketchkv {
 
-// An executor without threads: the test runs the queue, one task at a time. Not thread-safe.
+// An executor without threads: the test runs the queue, one task at a time, and ignores delays. Not
+// thread-safe.
 class ManualExecutor final : public Executor {
  public:
   explicit ManualExecutor(size_t max_queued = 1000) : max_queued_(max_queued) {}

@@ -148,7 +148,8 @@ class AttendItemStream final : public ItemStream<v1::AttentionRequest, v1::Atten
       Payload bulk;
       bulk.Append(std::as_bytes(std::span(*payload)), payload);
       std::vector<grpc::ByteBuffer> messages;
-      messages.push_back(JoinMessage(message, bulk, parsed.ok() ? (*parsed)->hold : nullptr));
+      messages.push_back(
+          JoinMessage(message, SlicesOf(bulk, parsed.ok() ? (*parsed)->hold : nullptr)));
       Answer(request_id, std::move(messages));
     });
     return absl::OkStatus();

@@ -5,7 +5,7 @@
 
 namespace sketchkv {
 
-// AttendStream is a raw method: its stream parses and makes its messages itself (bulk_message.h).
+// AttendStream is a raw method: its stream parses and makes its messages itself (proto/bulk_message.h).
 using AttentionServiceBase =
     v1::Attention::WithCallbackMethod_Score<v1::Attention::WithCallbackMethod_Attend<
         v1::Attention::WithRawCallbackMethod_AttendStream<v1::Attention::Service>>>;

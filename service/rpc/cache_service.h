@@ -6,7 +6,7 @@
 namespace sketchkv {
 
 // Put and Get are raw methods: their streams parse and make their messages themselves
-// (bulk_message.h).
+// (proto/bulk_message.h).
 template <typename Base>
 using WithUnaryCacheMethods = v1::Cache::WithCallbackMethod_Lookup<
     v1::Cache::WithCallbackMethod_Delete<v1::Cache::WithCallbackMethod_Clear<

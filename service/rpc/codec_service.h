@@ -5,7 +5,7 @@
 
 namespace sketchkv {
 
-// Raw methods: the streams parse and make their messages themselves (bulk_message.h).
+// Raw methods: the streams parse and make their messages themselves (proto/bulk_message.h).
 using CodecServiceBase = v1::Codec::WithRawCallbackMethod_Encode<
     v1::Codec::WithRawCallbackMethod_Decode<v1::Codec::Service>>;
 

@@ -14,9 +14,10 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/base/mutex.h"
+#include "proto/bulk_message.h"
 #include "service/engine/payload.h"
-#include "service/rpc/bulk_message.h"
 #include "service/rpc/inflight.h"
+#include "service/rpc/payload_slices.h"
 #include "service/rpc/service_context.h"
 #include "service/rpc/status.h"
 #include "service/rpc/write_watch.h"
@@ -91,7 +92,7 @@ class ItemStream : public RawBidiReactor, private WriteWatch::Stream {
   // The same with one message, without bulk.
   void Answer(uint64_t request_id, const Response& message) {
     std::vector<grpc::ByteBuffer> messages;
-    messages.push_back(JoinMessage(message, Payload(), nullptr));
+    messages.push_back(JoinMessage(message, {}));
     Answer(request_id, std::move(messages));
   }
   void AnswerError(uint64_t request_id, const absl::Status& status) {
@@ -123,11 +124,11 @@ class ItemStream : public RawBidiReactor, private WriteWatch::Stream {
 
   [[nodiscard]] absl::Status Receive() {
     Request message;
-    Payload bulk;
+    std::vector<grpc::Slice> bulk;
     const bool parsed = SplitMessage(request_, &message, &bulk);
     const size_t bytes = request_.Length();
     request_.Clear();
-    if (parsed) return OnMessage(std::move(message), std::move(bulk));
+    if (parsed) return OnMessage(std::move(message), PayloadOf(std::move(bulk)));
     return absl::InvalidArgumentError(
         absl::StrCat("a message of ", bytes, " bytes is no ", message.GetTypeName()));
   }

@@ -7,10 +7,11 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "proto/bulk_message.h"
 #include "service/engine/part.h"
-#include "service/rpc/bulk_message.h"
 #include "service/rpc/convert.h"
 #include "service/rpc/inflight.h"
+#include "service/rpc/payload_slices.h"
 #include "service/rpc/service_context.h"
 #include "service/rpc/status.h"
 
@@ -32,7 +33,7 @@ std::vector<grpc::ByteBuffer> PartMessages(uint64_t request_id, const Part& part
     message.set_request_id(request_id);
     if (offset == 0) *message.mutable_part() = ToProto(part.layout, !part.raw.has_value());
     if (end == total) *message.mutable_status() = ToItemStatus(absl::OkStatus());
-    messages.push_back(JoinMessage(message, part.payload.Sub(offset, end), hold));
+    messages.push_back(JoinMessage(message, SlicesOf(part.payload.Sub(offset, end), hold)));
     offset = end;
   } while (offset < total);
   return messages;

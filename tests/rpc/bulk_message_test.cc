@@ -1,10 +1,11 @@
-#include "service/rpc/bulk_message.h"
+#include "proto/bulk_message.h"
 
 #include <gtest/gtest.h>
 
 #include <string>
 #include <vector>
 
+#include "service/rpc/payload_slices.h"
 #include "sketchkv/v1/cache.pb.h"
 #include "tests/testing/engine_fixture.h"
 
@@ -35,10 +36,10 @@ TEST(BulkMessageTest, SplittingGivesTheFieldsAndTheBulkWhereverSlicesCut) {
   without.clear_payload();
   for (const size_t size : {1, 2, 7, 100, 5000}) {
     v1::PutRequest message;
-    Payload bulk;
+    std::vector<grpc::Slice> bulk;
     ASSERT_TRUE(SplitMessage(Sliced(example.SerializeAsString(), size), &message, &bulk)) << size;
     EXPECT_EQ(message.SerializeAsString(), without.SerializeAsString());
-    EXPECT_EQ(bulk, example.payload());
+    EXPECT_EQ(PayloadOf(bulk), example.payload());
   }
 }
 
@@ -52,17 +53,17 @@ TEST(BulkMessageTest, BulkMayComeFirstOrTwiceAndUnknownFieldsAreKept) {
       first.SerializeAsString() + header.SerializeAsString() + second.SerializeAsString() + unknown;
   v1::PutRequest want, message;
   ASSERT_TRUE(want.ParseFromString(wire));
-  Payload bulk;
+  std::vector<grpc::Slice> bulk;
   ASSERT_TRUE(SplitMessage(Sliced(wire, 5), &message, &bulk));
-  EXPECT_EQ(bulk, want.payload());
-  message.set_payload(bulk.ToString());
+  EXPECT_EQ(PayloadOf(bulk), want.payload());
+  message.set_payload(PayloadOf(bulk).ToString());
   EXPECT_EQ(message.SerializeAsString(), want.SerializeAsString());
 }
 
 TEST(BulkMessageTest, WhatIsNoMessageIsRefused) {
   const std::string whole = Example(std::string(100, 'p')).SerializeAsString();
   v1::PutRequest message;
-  Payload bulk;
+  std::vector<grpc::Slice> bulk;
   for (size_t size = 1; size < whole.size(); ++size) {
     v1::PutRequest parsed;
     const std::string cut = whole.substr(0, size);
@@ -85,7 +86,8 @@ TEST(BulkMessageTest, JoiningRefersToTheBulkAndLetsGoOfItWithTheBuffer) {
   Payload bulk;
   bulk.Append(Bytes(*owner).subspan(0, 2000), owner);
   bulk.Append(Bytes(*owner).subspan(2000), owner);
-  grpc::ByteBuffer joined = JoinMessage(header, bulk, std::move(hold));
+  grpc::ByteBuffer joined = JoinMessage(header, SlicesOf(bulk, hold));
+  hold = nullptr;
   bulk = Payload();
   owner = nullptr;
   std::vector<grpc::Slice> slices;

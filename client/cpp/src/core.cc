@@ -50,7 +50,6 @@ ClientCore::ClientCore(ClientOptions options)
       channel_(MakeChannel(options_)),
       models_(v1::Models::NewStub(channel_)),
       cache_(v1::Cache::NewStub(channel_)),
-      codec_(v1::Codec::NewStub(channel_)),
       attention_(v1::Attention::NewStub(channel_)) {}
 
 TimePoint ClientCore::DeadlineFromNow() const { return steady_clock::now() + options_.timeout; }

@@ -17,7 +17,6 @@
 #include "sketchkv/client.h"
 #include "sketchkv/v1/attention.grpc.pb.h"
 #include "sketchkv/v1/cache.grpc.pb.h"
-#include "sketchkv/v1/codec.grpc.pb.h"
 #include "sketchkv/v1/models.grpc.pb.h"
 
 namespace sketchkv::client {
@@ -34,7 +33,6 @@ class ClientCore {
   [[nodiscard]] const std::shared_ptr<grpc::Channel>& channel() const { return channel_; }
   [[nodiscard]] v1::Models::Stub& models() const { return *models_; }
   [[nodiscard]] v1::Cache::Stub& cache() const { return *cache_; }
-  [[nodiscard]] v1::Codec::Stub& codec() const { return *codec_; }
   [[nodiscard]] v1::Attention::Stub& attention() const { return *attention_; }
   [[nodiscard]] TimePoint DeadlineFromNow() const;
 
@@ -54,7 +52,6 @@ class ClientCore {
   const std::shared_ptr<grpc::Channel> channel_;
   const std::unique_ptr<v1::Models::Stub> models_;
   const std::unique_ptr<v1::Cache::Stub> cache_;
-  const std::unique_ptr<v1::Codec::Stub> codec_;
   const std::unique_ptr<v1::Attention::Stub> attention_;
 
   mutable Mutex mu_;

@@ -29,7 +29,7 @@ class GetItem final : public StreamItem<v1::GetRequest, v1::GetResponse> {
     result_ = {};
   }
 
-  absl::StatusOr<bool> Fill(size_t, v1::GetRequest* request) override {
+  absl::StatusOr<bool> Fill(size_t, v1::GetRequest* request, std::vector<grpc::Slice>*) override {
     request->set_model(part_.model);
     request->set_block_hash(part_.block_hash);
     *request->mutable_range() = ToProto(range_);
@@ -41,13 +41,14 @@ class GetItem final : public StreamItem<v1::GetRequest, v1::GetResponse> {
   }
   bool IsOneMessage() const override { return true; }
 
-  absl::Status Take(v1::GetResponse* response) override {
-    if (response->has_part() && !payload_.begun()) {
-      result_.num_tokens = response->part().num_tokens();
-      SKETCHKV_RETURN_IF_ERROR(CheckAnswered(response->part()));
-      payload_.Begin(response->part(), WantBytes());
+  absl::Status Take(const v1::GetResponse& response,
+                    const std::vector<grpc::Slice>& bulk) override {
+    if (response.has_part() && !payload_.begun()) {
+      result_.num_tokens = response.part().num_tokens();
+      SKETCHKV_RETURN_IF_ERROR(CheckAnswered(response.part()));
+      payload_.Begin(response.part(), WantBytes());
     }
-    return payload_.Append(response->payload());
+    return payload_.Append(bulk);
   }
 
   absl::Status Complete() override {
@@ -106,9 +107,7 @@ std::vector<absl::StatusOr<GetResult>> GetParts(ClientCore* core, ModelCache* mo
                                         [item](const auto& model) { return item->Prepare(model); });
     if (item->outcome.status.ok()) sent.push_back(item);
   }
-  RunItems<v1::GetRequest, v1::GetResponse>(
-      core, deadline, sent,
-      [core](grpc::ClientContext* context) { return core->cache().Get(context); });
+  RunItems<v1::GetRequest, v1::GetResponse>(core, deadline, "/sketchkv.v1.Cache/Get", sent);
 
   std::vector<absl::StatusOr<GetResult>> results;
   results.reserve(items.size());

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/sync_stream.h>
 
 #include <algorithm>
@@ -17,6 +18,7 @@
 #include "client/cpp/src/core.h"
 #include "client/cpp/src/status.h"
 #include "kernels/base/mutex.h"
+#include "proto/bulk_message.h"
 
 namespace sketchkv::client {
 
@@ -29,19 +31,28 @@ class StreamItem {
 
   // Before each round: nothing is sent or received yet.
   virtual void Reset() = 0;
-  // Fills message number `index`, request_id and timeout_ms excepted; true when more follow. An
-  // error is possible for message 0 only, ends the item and sends nothing of it.
-  [[nodiscard]] virtual absl::StatusOr<bool> Fill(size_t index, Request* request) = 0;
+  // Fills message number `index`, request_id and timeout_ms excepted, and its bulk field; true when
+  // more follow. An error is possible for message 0 only, ends the item and sends nothing of it.
+  [[nodiscard]] virtual absl::StatusOr<bool> Fill(size_t index, Request* request,
+                                                  std::vector<grpc::Slice>* bulk) = 0;
   // Whether Fill will make one message: such an item alone needs no thread to write it.
   [[nodiscard]] virtual bool IsOneMessage() const = 0;
-  // Takes a message that carries no error.
-  [[nodiscard]] virtual absl::Status Take(Response* response) = 0;
+  // Takes a message that carries no error; `bulk` is its bulk field.
+  [[nodiscard]] virtual absl::Status Take(const Response& response,
+                                          const std::vector<grpc::Slice>& bulk) = 0;
   // After the last message of an item the server calls OK.
   [[nodiscard]] virtual absl::Status Complete() = 0;
 
   bool done = false;
   Outcome outcome;
 };
+
+// Messages travel as gRPC's own buffers, so that their bulk fields are not copied by protobuf.
+using RawStream = grpc::ClientReaderWriter<grpc::ByteBuffer, grpc::ByteBuffer>;
+
+// Opens the bidirectional method of this path ("/package.Service/Method").
+[[nodiscard]] std::unique_ptr<RawStream> OpenStream(ClientCore* core, const char* method,
+                                                    grpc::ClientContext* context);
 
 // One stream over which all items not done go out, one after another, while answers come in, in any
 // order. Writing and reading run at the same time: were one to wait for the other, both sides' flow
@@ -51,8 +62,7 @@ class StreamRound {
  public:
   using Item = StreamItem<Request, Response>;
 
-  StreamRound(std::unique_ptr<grpc::ClientReaderWriter<Request, Response>> stream,
-              std::span<Item* const> items, TimePoint deadline)
+  StreamRound(std::unique_ptr<RawStream> stream, std::span<Item* const> items, TimePoint deadline)
       : stream_(std::move(stream)), items_(items), deadline_(deadline) {}
 
   void Run() {
@@ -83,36 +93,42 @@ class StreamRound {
   bool WriteItem(size_t i) {
     bool more = true;
     for (size_t index = 0; more; ++index) {
-      request_.Clear();
-      absl::StatusOr<bool> filled = items_[i]->Fill(index, &request_);
+      Request request;
+      std::vector<grpc::Slice> bulk;
+      absl::StatusOr<bool> filled = items_[i]->Fill(index, &request, &bulk);
       if (!filled.ok()) {
         End(items_[i], {filled.status(), 0});
         return true;
       }
       more = *filled;
-      request_.set_request_id(i + 1);
-      if (index == 0) request_.set_timeout_ms(RemainingMs(deadline_));
-      if (!stream_->Write(request_)) return false;
+      request.set_request_id(i + 1);
+      if (index == 0) request.set_timeout_ms(RemainingMs(deadline_));
+      if (!stream_->Write(JoinMessage(request, std::move(bulk)))) return false;
     }
     return true;
   }
 
   void ReadAll() {
-    Response response;
-    while (stream_->Read(&response)) {
+    grpc::ByteBuffer buffer;
+    std::vector<grpc::Slice> bulk;
+    while (stream_->Read(&buffer)) {
+      Response response;
+      // What is no message names no item: those it may have been for end with the stream.
+      const bool parsed = SplitMessage(buffer, &response, &bulk);
+      buffer.Clear();
       const uint64_t id = response.request_id();
-      if (id == 0 || id > items_.size() || IsDone(items_[id - 1])) continue;
-      TakeOne(items_[id - 1], &response);
+      if (!parsed || id == 0 || id > items_.size() || IsDone(items_[id - 1])) continue;
+      TakeOne(items_[id - 1], response, bulk);
     }
   }
 
-  void TakeOne(Item* item, Response* response) {
-    const bool last = response->has_status();
+  void TakeOne(Item* item, const Response& response, const std::vector<grpc::Slice>& bulk) {
+    const bool last = response.has_status();
     if (last) {
-      Outcome outcome = FromItem(response->status());
+      Outcome outcome = FromItem(response.status());
       if (!outcome.status.ok()) return End(item, std::move(outcome));
     }
-    absl::Status status = item->Take(response);
+    absl::Status status = item->Take(response, bulk);
     if (status.ok() && last) status = item->Complete();
     if (last || !status.ok()) End(item, {std::move(status), 0});
   }
@@ -129,11 +145,10 @@ class StreamRound {
     item->outcome = std::move(outcome);
   }
 
-  const std::unique_ptr<grpc::ClientReaderWriter<Request, Response>> stream_;
+  const std::unique_ptr<RawStream> stream_;
   const std::span<Item* const> items_;
   const TimePoint deadline_;
-  Request request_;  // the writing thread's
-  Mutex mu_;         // each item's done and outcome, which both threads set
+  Mutex mu_;  // each item's done and outcome, which both threads set
 };
 
 // Takes out the items that are not worth another try: OK, failed for good, or told to wait past
@@ -153,11 +168,11 @@ uint32_t KeepRetryable(TimePoint deadline, std::vector<Item*>* pending) {
 }
 
 // Runs rounds until every item is done and none is worth another try. A round that gets an item
-// through costs no retry: a server that admits a few at a time is making progress. `open` starts
-// the RPC.
-template <typename Request, typename Response, typename Open>
-void RunItems(ClientCore* core, TimePoint deadline,
-              std::vector<StreamItem<Request, Response>*> pending, const Open& open) {
+// through costs no retry: a server that admits a few at a time is making progress. `method` as for
+// OpenStream.
+template <typename Request, typename Response>
+void RunItems(ClientCore* core, TimePoint deadline, const char* method,
+              std::vector<StreamItem<Request, Response>*> pending) {
   const uint32_t max_retries = core->options().max_retries;
   uint32_t tries = 0;  // rounds without progress
   while (!pending.empty()) {
@@ -168,7 +183,8 @@ void RunItems(ClientCore* core, TimePoint deadline,
     }
     {
       Call call(core, deadline);
-      StreamRound<Request, Response>(open(call.context()), pending, deadline).Run();
+      StreamRound<Request, Response>(OpenStream(core, method, call.context()), pending, deadline)
+          .Run();
     }
     const bool progress = std::any_of(pending.begin(), pending.end(),
                                       [](auto* item) { return item->outcome.status.ok(); });

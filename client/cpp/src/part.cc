@@ -104,4 +104,14 @@ uint64_t Checksum(std::span<const std::byte> bytes) {
   return XXH3_64bits(bytes.data(), bytes.size());
 }
 
+RunningChecksum::RunningChecksum() : state_(XXH3_createState(), XXH3_freeState) {
+  XXH3_64bits_reset(state_.get());
+}
+
+void RunningChecksum::Add(std::span<const std::byte> bytes) {
+  XXH3_64bits_update(state_.get(), bytes.data(), bytes.size());
+}
+
+uint64_t RunningChecksum::Value() const { return XXH3_64bits_digest(state_.get()); }
+
 }  // namespace sketchkv::client

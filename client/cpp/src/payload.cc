@@ -43,10 +43,18 @@ absl::Status CheckPartAnswered(const v1::PartLayout& part, const v1::PartLayout&
   return CheckField("format_version", part.format_version(), want.format_version());
 }
 
-bool ChunkedPayload::Next(std::string* out) {
+bool ChunkedPayload::Next(std::vector<grpc::Slice>* out) {
   const uint64_t end =
       raw_ ? RawChunkEnd(*raw_, sent_) : std::min<uint64_t>(bytes_.size(), sent_ + kMaxChunkBytes);
-  out->assign(reinterpret_cast<const char*>(bytes_.data()) + sent_, end - sent_);
+  const std::span<const std::byte> chunk = bytes_.subspan(sent_, end - sent_);
+  if (owner_ == nullptr) {
+    out->emplace_back(chunk.data(), chunk.size());
+  } else {
+    using Owner = std::shared_ptr<const void>;
+    out->emplace_back(
+        const_cast<std::byte*>(chunk.data()), chunk.size(),
+        [](void* owner) { delete static_cast<Owner*>(owner); }, new Owner(owner_));
+  }
   sent_ = end;
   return sent_ < bytes_.size();
 }
@@ -58,15 +66,17 @@ void ReceivedPayload::Begin(const v1::PartLayout& part, uint64_t want_bytes) {
   bytes_.reserve(std::min(want_bytes, kMaxReserveBytes));
 }
 
-absl::Status ReceivedPayload::Append(const std::string& chunk) {
-  if (chunk.empty()) return absl::OkStatus();
-  if (!begun_) return absl::InternalError("the server sent payload before its layout");
-  if (chunk.size() > want_bytes_ - bytes_.size()) {
-    return absl::InternalError(absl::StrCat("the server sent ", bytes_.size() + chunk.size(),
-                                            " bytes of payload or more, want ", want_bytes_));
+absl::Status ReceivedPayload::Append(const std::vector<grpc::Slice>& chunk) {
+  for (const grpc::Slice& slice : chunk) {
+    if (!begun_) return absl::InternalError("the server sent payload before its layout");
+    if (slice.size() > want_bytes_ - bytes_.size()) {
+      return absl::InternalError(absl::StrCat("the server sent ", bytes_.size() + slice.size(),
+                                              " bytes of payload or more, want ", want_bytes_));
+    }
+    const auto* data = reinterpret_cast<const std::byte*>(slice.begin());
+    bytes_.insert(bytes_.end(), data, data + slice.size());
+    received_checksum_.Add({data, slice.size()});
   }
-  const auto* data = reinterpret_cast<const std::byte*>(chunk.data());
-  bytes_.insert(bytes_.end(), data, data + chunk.size());
   return absl::OkStatus();
 }
 
@@ -75,7 +85,7 @@ absl::Status ReceivedPayload::Complete() const {
     return absl::InternalError(
         absl::StrCat("the server sent ", bytes_.size(), " bytes of payload, want ", want_bytes_));
   }
-  const uint64_t checksum = Checksum(bytes_);
+  const uint64_t checksum = received_checksum_.Value();
   if (checksum != checksum_) {
     return absl::DataLossError(absl::StrCat("payload received has checksum ", absl::Hex(checksum),
                                             ", the server announced ", absl::Hex(checksum_)));

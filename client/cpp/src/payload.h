@@ -1,10 +1,13 @@
 #pragma once
 
+#include <grpcpp/support/slice.h>
+
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
-#include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -17,16 +20,20 @@ namespace sketchkv::client {
 class ChunkedPayload {
  public:
   ChunkedPayload() = default;
-  // `raw`: of a raw payload, whose chunks end at the end of a row; none: encoded cells.
-  ChunkedPayload(std::span<const std::byte> bytes, std::optional<RawShape> raw)
-      : bytes_(bytes), raw_(raw) {}
+  // `raw`: of a raw payload, whose chunks end at the end of a row; none: encoded cells. `owner`
+  // keeps the bytes alive; none: chunks are copied, for gRPC may hold on to them for longer than
+  // a call whose deadline has passed may last.
+  ChunkedPayload(std::span<const std::byte> bytes, std::optional<RawShape> raw,
+                 std::shared_ptr<const void> owner = nullptr)
+      : bytes_(bytes), raw_(raw), owner_(std::move(owner)) {}
 
-  // Moves the next chunk into `out`; true when more follow.
-  bool Next(std::string* out);
+  // Appends the next chunk to `out`; true when more follow.
+  bool Next(std::vector<grpc::Slice>* out);
 
  private:
   std::span<const std::byte> bytes_;
   std::optional<RawShape> raw_;
+  std::shared_ptr<const void> owner_;
   uint64_t sent_ = 0;
 };
 
@@ -41,8 +48,9 @@ class ReceivedPayload {
   // `part` describes a payload that must have exactly `want_bytes`.
   void Begin(const v1::PartLayout& part, uint64_t want_bytes);
   [[nodiscard]] bool begun() const { return begun_; }
-  // INTERNAL when the server sends more than it announced, or before it announced anything.
-  [[nodiscard]] absl::Status Append(const std::string& chunk);
+  // Copies the chunk to its place; its checksum is made on the way. INTERNAL when the server sends
+  // more than it announced, or before it announced anything.
+  [[nodiscard]] absl::Status Append(const std::vector<grpc::Slice>& chunk);
   // INTERNAL when bytes are missing, DATA_LOSS when the checksum differs.
   [[nodiscard]] absl::Status Complete() const;
   [[nodiscard]] std::vector<std::byte> Release() { return std::move(bytes_); }
@@ -51,6 +59,7 @@ class ReceivedPayload {
   bool begun_ = false;
   uint64_t want_bytes_ = 0;
   uint64_t checksum_ = 0;
+  RunningChecksum received_checksum_;
   std::vector<std::byte> bytes_;
 };
 

@@ -35,12 +35,13 @@ class PutItem final : public StreamItem<v1::PutRequest, v1::PutResponse> {
     return absl::OkStatus();
   }
 
-  void Reset() override { cells_.clear(); }
+  void Reset() override { payload_ = {}; }
 
-  absl::StatusOr<bool> Fill(size_t index, v1::PutRequest* request) override {
+  absl::StatusOr<bool> Fill(size_t index, v1::PutRequest* request,
+                            std::vector<grpc::Slice>* bulk) override {
     if (index == 0) SKETCHKV_RETURN_IF_ERROR(Begin(request->mutable_header()));
-    const bool more = payload_.Next(request->mutable_payload());
-    if (!more) cells_ = {};  // sent: a round of its own makes them anew
+    const bool more = payload_.Next(bulk);
+    if (!more) payload_ = {};  // sent: another round encodes anew
     return more;
   }
 
@@ -49,8 +50,8 @@ class PutItem final : public StreamItem<v1::PutRequest, v1::PutResponse> {
     return bytes <= kMaxChunkBytes;
   }
 
-  absl::Status Take(v1::PutResponse* response) override {
-    result_ = {response->already_present(), response->sealed()};
+  absl::Status Take(const v1::PutResponse& response, const std::vector<grpc::Slice>&) override {
+    result_ = {response.already_present(), response.sealed()};
     return absl::OkStatus();
   }
   absl::Status Complete() override { return absl::OkStatus(); }
@@ -66,15 +67,18 @@ class PutItem final : public StreamItem<v1::PutRequest, v1::PutResponse> {
  private:
   absl::Status Begin(v1::PutHeader* header) {
     std::span<const std::byte> bytes = part_.payload;
+    std::shared_ptr<const std::vector<std::byte>> cells;
     if (encode_) {
       SKETCHKV_ASSIGN_OR_RETURN(
-          cells_, EncodeCells(*codec_, range_, part_.num_tokens, part_.order, part_.payload));
-      bytes = cells_;
+          std::vector<std::byte> encoded,
+          EncodeCells(*codec_, range_, part_.num_tokens, part_.order, part_.payload));
+      cells = std::make_shared<const std::vector<std::byte>>(std::move(encoded));
+      bytes = *cells;
     }
     const bool encoded = encode_ || part_.encoded;
     std::optional<RawShape> raw;
     if (!encoded) raw = RawShapeOf(model_->layout(), range_, part_.num_tokens);
-    payload_ = ChunkedPayload(bytes, raw);
+    payload_ = ChunkedPayload(bytes, raw, cells);
     header->set_model(part_.model);
     header->set_block_hash(part_.block_hash);
     header->set_parent_hash(part_.parent_hash);
@@ -88,15 +92,13 @@ class PutItem final : public StreamItem<v1::PutRequest, v1::PutResponse> {
   std::shared_ptr<const CachedModel> model_;
   const BlockCodec* codec_ = nullptr;  // of model_, with encode_
   PartRange range_;
-  std::vector<std::byte> cells_;
   ChunkedPayload payload_;
   PutResult result_;
 };
 
 void RunPuts(ClientCore* core, TimePoint deadline, const std::vector<PutItem*>& items) {
-  RunItems<v1::PutRequest, v1::PutResponse>(
-      core, deadline, {items.begin(), items.end()},
-      [core](grpc::ClientContext* context) { return core->cache().Put(context); });
+  RunItems<v1::PutRequest, v1::PutResponse>(core, deadline, "/sketchkv.v1.Cache/Put",
+                                            {items.begin(), items.end()});
 }
 
 // Parts encoded here for a model that another one replaced: prepared again for the new one.

@@ -32,18 +32,19 @@ class TransformItem final : public StreamItem<Request, Response> {
     upload_ = ChunkedPayload(payload_, raw_);
     answer_ = {};
   }
-  absl::StatusOr<bool> Fill(size_t index, Request* request) override {
+  absl::StatusOr<bool> Fill(size_t index, Request* request,
+                            std::vector<grpc::Slice>* bulk) override {
     if (index == 0) *request = first_;
-    return upload_.Next(request->mutable_payload());
+    return upload_.Next(bulk);
   }
   bool IsOneMessage() const override { return payload_.size() <= kMaxChunkBytes; }
 
-  absl::Status Take(Response* response) override {
-    if (response->has_part() && !answer_.begun()) {
-      SKETCHKV_RETURN_IF_ERROR(CheckPartAnswered(response->part(), answer_part_));
-      answer_.Begin(response->part(), answer_bytes_);
+  absl::Status Take(const Response& response, const std::vector<grpc::Slice>& bulk) override {
+    if (response.has_part() && !answer_.begun()) {
+      SKETCHKV_RETURN_IF_ERROR(CheckPartAnswered(response.part(), answer_part_));
+      answer_.Begin(response.part(), answer_bytes_);
     }
-    return answer_.Append(response->payload());
+    return answer_.Append(bulk);
   }
   absl::Status Complete() override { return answer_.Complete(); }
 
@@ -84,9 +85,8 @@ absl::StatusOr<std::vector<std::byte>> EncodePart(ClientCore* core, ModelCache* 
   TransformItem<v1::EncodeRequest, v1::EncodeResponse> item(
       std::move(first), part.payload, RawShapeOf(model->layout(), range, part.num_tokens),
       LayoutOf(part, range, *model, /*encoded=*/true, {}), EncodedBytes(model->info(), range));
-  RunItems<v1::EncodeRequest, v1::EncodeResponse>(
-      core, deadline, {&item},
-      [core](grpc::ClientContext* context) { return core->codec().Encode(context); });
+  RunItems<v1::EncodeRequest, v1::EncodeResponse>(core, deadline, "/sketchkv.v1.Codec/Encode",
+                                                  {&item});
   models->DropAfter(item.outcome.status, part.model);
   return item.Result();
 }
@@ -115,9 +115,8 @@ absl::StatusOr<std::vector<std::byte>> DecodeCells(ClientCore* core, ModelCache*
       std::move(first), part.cells, std::nullopt,
       LayoutOf(as_put, range, *model, /*encoded=*/false, {}),
       RawShapeOf(model->layout(), range, part.num_tokens, part.type).total_bytes());
-  RunItems<v1::DecodeRequest, v1::DecodeResponse>(
-      core, deadline, {&item},
-      [core](grpc::ClientContext* context) { return core->codec().Decode(context); });
+  RunItems<v1::DecodeRequest, v1::DecodeResponse>(core, deadline, "/sketchkv.v1.Codec/Decode",
+                                                  {&item});
   models->DropAfter(item.outcome.status, part.model);
   return item.Result();
 }

@@ -1,15 +1,14 @@
-#include "service/rpc/bulk_message.h"
+#include "proto/bulk_message.h"
 
 #include <google/protobuf/io/coded_stream.h>
 #include <google/protobuf/io/zero_copy_stream_impl_lite.h>
 #include <google/protobuf/wire_format_lite.h>
 #include <grpcpp/support/proto_buffer_reader.h>
-#include <grpcpp/support/slice.h>
 
-#include <cstring>
+#include <algorithm>
+#include <cstdint>
 #include <string>
 #include <utility>
-#include <vector>
 
 namespace sketchkv {
 namespace {
@@ -22,32 +21,24 @@ constexpr int kBulkField = 15;
 constexpr uint32_t kBulkTag =
     WireFormatLite::MakeTag(kBulkField, WireFormatLite::WIRETYPE_LENGTH_DELIMITED);
 
-Payload SlicesOf(const grpc::ByteBuffer& buffer) {
-  auto slices = std::make_shared<std::vector<grpc::Slice>>();
-  Payload payload;
-  if (!buffer.Dump(slices.get()).ok()) return payload;
-  for (const grpc::Slice& slice : *slices) {
-    payload.Append({reinterpret_cast<const std::byte*>(slice.begin()), slice.size()}, slices);
+// The bytes [begin, end) of `buffer`.
+std::vector<grpc::Slice> SlicesOf(const grpc::ByteBuffer& buffer, size_t begin, size_t end) {
+  std::vector<grpc::Slice> all, some;
+  if (!buffer.Dump(&all).ok()) return some;
+  size_t at = 0;
+  for (const grpc::Slice& slice : all) {
+    const size_t from = std::max(begin, at), to = std::min(end, at + slice.size());
+    if (from < to) some.push_back(slice.sub(from - at, to - at));
+    at += slice.size();
   }
-  return payload;
-}
-
-// What a slice keeps alive.
-struct Kept {
-  std::shared_ptr<const void> owner;
-  std::shared_ptr<void> hold;
-};
-
-grpc::Slice SliceOf(const Payload::Fragment& fragment, const std::shared_ptr<void>& hold) {
-  return grpc::Slice(
-      const_cast<std::byte*>(fragment.bytes.data()), fragment.bytes.size(),
-      [](void* kept) { delete static_cast<Kept*>(kept); }, new Kept{fragment.owner, hold});
+  return some;
 }
 
 }  // namespace
 
 bool SplitMessage(const grpc::ByteBuffer& buffer, google::protobuf::MessageLite* message,
-                  Payload* bulk) {
+                  std::vector<grpc::Slice>* bulk) {
+  bulk->clear();
   grpc::ByteBuffer read = buffer;  // the reader wants its own reference
   grpc::ProtoBufferReader reader(&read);
   if (!reader.status().ok()) return false;
@@ -63,30 +54,27 @@ bool SplitMessage(const grpc::ByteBuffer& buffer, google::protobuf::MessageLite*
       }
       uint32_t size = 0;
       if (!input.ReadVarint32(&size)) return false;
-      const uint64_t begin = input.CurrentPosition();
+      const size_t begin = input.CurrentPosition();
       if (begin + size > buffer.Length() || !input.Skip(static_cast<int>(size))) return false;
-      *bulk = SlicesOf(buffer).Sub(begin, begin + size);
+      *bulk = SlicesOf(buffer, begin, begin + size);
     }
   }
   return input.ConsumedEntireMessage() && message->ParseFromString(rest);
 }
 
-grpc::ByteBuffer JoinMessage(const google::protobuf::MessageLite& message, const Payload& bulk,
-                             std::shared_ptr<void> hold) {
+grpc::ByteBuffer JoinMessage(const google::protobuf::MessageLite& message,
+                             std::vector<grpc::Slice> bulk) {
+  size_t size = 0;
+  for (const grpc::Slice& slice : bulk) size += slice.size();
   std::string head = message.SerializeAsString();
-  if (bulk.size() > 0) {
+  if (size > 0) {
     uint8_t prefix[16];
     uint8_t* end = CodedOutputStream::WriteTagToArray(kBulkTag, prefix);
-    end = CodedOutputStream::WriteVarint32ToArray(static_cast<uint32_t>(bulk.size()), end);
+    end = CodedOutputStream::WriteVarint32ToArray(static_cast<uint32_t>(size), end);
     head.append(reinterpret_cast<const char*>(prefix), end - prefix);
   }
-  std::vector<grpc::Slice> slices;
-  slices.reserve(bulk.fragments().size() + 1);
-  slices.emplace_back(head);
-  for (const Payload::Fragment& fragment : bulk.fragments()) {
-    slices.push_back(SliceOf(fragment, hold));
-  }
-  return grpc::ByteBuffer(slices.data(), slices.size());
+  bulk.insert(bulk.begin(), grpc::Slice(head));
+  return grpc::ByteBuffer(bulk.data(), bulk.size());
 }
 
 }  // namespace sketchkv

@@ -32,6 +32,14 @@ absl::Status Config::Validate() const {
     return absl::InvalidArgumentError(
         absl::StrCat("--inflight-bytes is ", inflight_bytes, "; it needs at least ", 16 << 20));
   }
+  if (shm_client_bytes < (1 << 20)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--shm-client-bytes is ", shm_client_bytes, "; it needs at least ", 1 << 20));
+  }
+  if (shm_bytes != 0 && shm_bytes < (1 << 20)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--shm-bytes is ", shm_bytes, "; it needs at least ", 1 << 20));
+  }
   if (threads > 1024) {
     return absl::InvalidArgumentError(absl::StrCat("--threads is ", threads, "; at most 1024"));
   }

@@ -16,6 +16,9 @@ struct Config {
   std::string port_file;          // where to write the port once serving; empty: nowhere
   uint64_t host_bytes = 0;        // of the host tier; 0: a quarter of the memory this process may use
   uint64_t inflight_bytes = 0;    // of payloads under way; 0: an eighth of that memory, at most 1 GiB
+  std::string shm_socket;         // Unix socket that hands out shared memory; empty: none
+  uint64_t shm_bytes = 0;         // of all clients' shared memory; 0: as inflight_bytes
+  uint64_t shm_client_bytes = uint64_t{256} << 20;  // of one client's
   uint32_t threads = 0;           // of the executor; 0: one a core
   uint32_t max_queued = 4096;     // requests that may wait for a thread
   uint32_t max_timeout_ms = 60000;

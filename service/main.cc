@@ -21,6 +21,8 @@
 #include "service/memory_limit.h"
 #include "service/pool/block_pool.h"
 #include "service/rpc/server.h"
+#include "service/shm/segment_listener.h"
+#include "service/shm/segment_table.h"
 
 namespace sketchkv {
 namespace {
@@ -35,6 +37,14 @@ void AddFlags(CLI::App* app, Config* config) {
       ->transform(CLI::AsSizeValue(false));
   app->add_option("--inflight-bytes", config->inflight_bytes,
                   "payload bytes under way at once; 0: an eighth of the limit, at most 1 GiB")
+      ->transform(CLI::AsSizeValue(false));
+  app->add_option(
+      "--shm-socket", config->shm_socket,
+      "Unix socket that hands out shared memory to clients on this machine; empty: none");
+  app->add_option("--shm-bytes", config->shm_bytes,
+                  "shared memory of all clients together; 0: as --inflight-bytes")
+      ->transform(CLI::AsSizeValue(false));
+  app->add_option("--shm-client-bytes", config->shm_client_bytes, "shared memory of one client")
       ->transform(CLI::AsSizeValue(false));
   app->add_option("--threads", config->threads, "threads that compute; 0: one a core");
   app->add_option("--max-queued", config->max_queued, "requests that may wait for a thread");
@@ -86,6 +96,8 @@ int Serve(const Config& config, const sigset_t& signals) {
   Engine engine(&models, &pool, &executor);
   InflightBytes inflight(inflight_bytes);
   WriteWatch writes;
+  SegmentTable segments({.client_bytes = config.shm_client_bytes,
+                         .total_bytes = config.shm_bytes != 0 ? config.shm_bytes : inflight_bytes});
   // Whatever way this function ends: first the server goes, then the threads, then what they use.
   const absl::Cleanup stop_threads = [&executor] { executor.Stop(); };
   executor.RunEvery(std::chrono::seconds(1), [&, cursor = uint64_t{0}]() mutable {
@@ -100,10 +112,20 @@ int Serve(const Config& config, const sigset_t& signals) {
                          .executor = &executor,
                          .inflight = &inflight,
                          .writes = &writes,
+                         .segments = &segments,
                          .clock = &clock,
                          .max_timeout = std::chrono::milliseconds(config.max_timeout_ms),
                          .isa = std::string(IsaName(*isa)),
                          .version = SKETCHKV_VERSION};
+  std::unique_ptr<SegmentListener> listener;
+  if (!config.shm_socket.empty()) {
+    absl::StatusOr<std::unique_ptr<SegmentListener>> started =
+        SegmentListener::Start(config.shm_socket, &segments);
+    if (!started.ok()) return Fail(started.status());
+    listener = *std::move(started);
+    context.shm_socket = listener->path();
+    context.shm_server.assign(listener->server().begin(), listener->server().end());
+  }
   absl::StatusOr<std::unique_ptr<Server>> server =
       Server::Start({.listen = config.listen,
                      .reflection = config.reflection,

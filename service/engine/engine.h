@@ -38,6 +38,10 @@ class Engine {
     PartLayout part;
     bool encoded = false;
     Payload payload;
+    // Of a payload that others may change meanwhile, in memory shared with them: asked once all of
+    // it was read, before anything is stored; an error ends the put. Its checksum is not looked at.
+    // Empty: the payload does not change, and has its checksum.
+    std::function<absl::Status()> still_valid;
   };
   struct PutResult {
     bool already_present = false;
@@ -54,11 +58,14 @@ class Engine {
     CellRange range;
     std::optional<DType> dtype;  // none: encoded cells
     RawOrder raw_order = RawOrder::kNhd;
+    // Where to write the answer, which then has no checksum; empty: memory of its own.
+    std::span<std::byte> into;
   };
   // The most bytes Get answers with. INVALID_ARGUMENT as Get.
   [[nodiscard]] absl::StatusOr<uint64_t> MaxGetBytes(const GetRequest& request) const;
   // Encoded cells are answered where they lie: the payload keeps the block pinned. NOT_FOUND;
-  // INVALID_ARGUMENT (range, dtype); DATA_LOSS: stored bytes are damaged, the block is dropped.
+  // INVALID_ARGUMENT (range, dtype, too little room in `into`); DATA_LOSS: stored bytes are
+  // damaged, the block is dropped.
   [[nodiscard]] absl::StatusOr<Part> Get(uint32_t tenant, const GetRequest& request);
 
   // Transform; nothing is stored. Errors as Put and Get.
@@ -111,8 +118,6 @@ class Engine {
   using UseCell = std::function<absl::Status(const WriteHandle::Cell&, std::span<const std::byte>)>;
   absl::Status VerifyOrDiscard(const Model& model, const BlockView& block, const CellRange& range,
                                const UseCell& use);
-  static Part RawPart(const RawPartFormat& format, const CellRange& range, uint32_t num_tokens,
-                      RawOrder raw_order, Payload payload);
 
   // Constant after construction.
   ModelRegistry* const models_;

@@ -1,5 +1,6 @@
 // The use cases that move parts: Put, Get, Encode, Decode.
 
+#include <cstring>
 #include <memory>
 #include <utility>
 
@@ -65,17 +66,29 @@ std::shared_ptr<std::byte> NewBytes(uint64_t size) {
 
 // Where an answer is written.
 struct Output {
-  explicit Output(uint64_t size) : owner(NewBytes(size)), bytes(owner.get(), size) {}
+  std::shared_ptr<std::byte> owner;  // null: the caller's
+  std::span<std::byte> bytes;
 
   [[nodiscard]] Payload payload() const {
     Payload payload;
     payload.Append(bytes, owner);
     return payload;
   }
-
-  std::shared_ptr<std::byte> owner;
-  std::span<std::byte> bytes;
 };
+
+Output NewOutput(uint64_t size) {
+  Output output{.owner = NewBytes(size), .bytes = {}};
+  output.bytes = {output.owner.get(), size};
+  return output;
+}
+
+// In `into` unless that is empty.
+absl::StatusOr<Output> OutputFor(uint64_t size, std::span<std::byte> into) {
+  if (into.empty()) return NewOutput(size);
+  if (into.size() >= size) return Output{.owner = nullptr, .bytes = into.first(size)};
+  return absl::InvalidArgumentError(
+      absl::StrCat("segment.length is ", into.size(), "; the answer has ", size, " bytes"));
+}
 
 PartLayout EncodedLayout(const Model& model, const CellRange& range, uint32_t num_tokens) {
   PartLayout layout;
@@ -84,6 +97,19 @@ PartLayout EncodedLayout(const Model& model, const CellRange& range, uint32_t nu
   layout.fingerprint.assign(model.fingerprint.begin(), model.fingerprint.end());
   layout.format_version = kFormatVersion;
   return layout;
+}
+
+// `output` is complete.
+Part MakeRawPart(const RawPartFormat& format, const CellRange& range, uint32_t num_tokens,
+                 RawOrder raw_order, const Output& output) {
+  Part raw;
+  raw.raw = format;
+  raw.layout.range = range;
+  raw.layout.num_tokens = num_tokens;
+  raw.layout.raw_order = raw_order;
+  raw.payload = output.payload();
+  if (output.owner != nullptr) raw.layout.checksum = PayloadChecksum(raw.payload);
+  return raw;
 }
 
 // Decodes one cell to its place in a raw payload.
@@ -138,7 +164,9 @@ absl::StatusOr<Engine::PutResult> Engine::Put(uint32_t tenant, const PutRequest&
   // The payload's checksum is index 0, so that it is made while other threads encode, and so that
   // of several errors it is the one that is told. Nothing is visible before Commit.
   SKETCHKV_RETURN_IF_ERROR(ParallelForStatus(executor_, cells.size() + 1, [&](size_t i) {
-    if (i == 0) return CheckSum(request.part, request.payload);
+    if (i == 0) {
+      return request.still_valid ? absl::OkStatus() : CheckSum(request.part, request.payload);
+    }
     const Cell& cell = cells[i - 1];
     const auto out = slot.subspan(model.codec->cell_offset(cell.layer, cell.head),
                                   model.codec->cell_bytes(cell.layer));
@@ -147,6 +175,7 @@ absl::StatusOr<Engine::PutResult> Engine::Put(uint32_t tenant, const PutRequest&
     stored_bytes += out.size();
     return absl::OkStatus();
   }));
+  if (request.still_valid) SKETCHKV_RETURN_IF_ERROR(request.still_valid());
   SKETCHKV_ASSIGN_OR_RETURN(const WriteHandle::CommitResult committed, handle.Commit(checksums));
   // Unregistered while this put was encoding: what it dropped must not come back.
   const absl::StatusOr<std::shared_ptr<const Model>> still = models_->Get(tenant, model.name);
@@ -182,35 +211,35 @@ absl::StatusOr<Part> Engine::Get(uint32_t tenant, const GetRequest& request) {
   const BlockView block = (*pins)[0];
 
   if (!request.dtype.has_value()) {
-    SKETCHKV_RETURN_IF_ERROR(VerifyOrDiscard(model, block, range, /*use=*/nullptr));
     Part part;
     part.layout = EncodedLayout(model, range, block.num_tokens);
+    if (!request.into.empty()) {
+      SKETCHKV_ASSIGN_OR_RETURN(const Output output,
+                                OutputFor(EncodedPartBytes(*model.codec, range), request.into));
+      SKETCHKV_RETURN_IF_ERROR(VerifyOrDiscard(
+          model, block, range, [&](const Cell& cell, std::span<const std::byte> bytes) {
+            const uint64_t at = EncodedCellOffset(*model.codec, range, cell.layer, cell.head);
+            std::memcpy(output.bytes.data() + at, bytes.data(), bytes.size());
+            return absl::OkStatus();
+          }));
+      part.payload = output.payload();
+      return part;
+    }
+    SKETCHKV_RETURN_IF_ERROR(VerifyOrDiscard(model, block, range, /*use=*/nullptr));
     part.payload = CellsInPlace(*model.codec, range, block.bytes, pins);
     part.layout.checksum = PayloadChecksum(part.payload);
     return part;
   }
   const RawPartFormat format(model.layout(), range, block.num_tokens, request.raw_order,
                              *request.dtype, *request.dtype);
-  const Output output(format.total_bytes());
+  SKETCHKV_ASSIGN_OR_RETURN(const Output output, OutputFor(format.total_bytes(), request.into));
   // Each cell is decoded while its verified bytes are still in the cache.
   SKETCHKV_RETURN_IF_ERROR(
       VerifyOrDiscard(model, block, range, [&](const Cell& cell, std::span<const std::byte> bytes) {
         return DecodeCell(model, format, *request.dtype, block.num_tokens, cell, bytes,
                           output.bytes.data());
       }));
-  return RawPart(format, range, block.num_tokens, request.raw_order, output.payload());
-}
-
-Part Engine::RawPart(const RawPartFormat& format, const CellRange& range, uint32_t num_tokens,
-                     RawOrder raw_order, Payload payload) {
-  Part raw;
-  raw.raw = format;
-  raw.layout.range = range;
-  raw.layout.num_tokens = num_tokens;
-  raw.layout.raw_order = raw_order;
-  raw.layout.checksum = PayloadChecksum(payload);
-  raw.payload = std::move(payload);
-  return raw;
+  return MakeRawPart(format, range, block.num_tokens, request.raw_order, output);
 }
 
 absl::Status Engine::VerifyOrDiscard(const Model& model, const BlockView& block,
@@ -238,7 +267,7 @@ absl::StatusOr<Part> Engine::Encode(const Model& model, const PartLayout& part,
                                     const Payload& payload) {
   SKETCHKV_RETURN_IF_ERROR(CheckSize(model, part, /*encoded=*/false, payload));
   SKETCHKV_ASSIGN_OR_RETURN(const CellRange range, ResolveRange(part.range, model.layout()));
-  const Output output(EncodedPartBytes(*model.codec, range));
+  const Output output = NewOutput(EncodedPartBytes(*model.codec, range));
   const CellSource source(model, part, range, /*encoded=*/false, payload);
   const std::vector<Cell> cells = CellsOf(range);
   SKETCHKV_RETURN_IF_ERROR(ParallelForStatus(executor_, cells.size() + 1, [&](size_t i) {
@@ -262,7 +291,7 @@ absl::StatusOr<Part> Engine::Decode(const Model& model, const PartLayout& part,
   SKETCHKV_ASSIGN_OR_RETURN(const CellRange range, ResolveRange(part.range, model.layout()));
   SKETCHKV_RETURN_IF_ERROR(ValidateOutput(model, range, dtype));
   const RawPartFormat format(model.layout(), range, part.num_tokens, raw_order, dtype, dtype);
-  const Output output(format.total_bytes());
+  const Output output = NewOutput(format.total_bytes());
   const std::vector<Cell> cells = CellsOf(range);
   SKETCHKV_RETURN_IF_ERROR(ParallelForStatus(executor_, cells.size(), [&](size_t i) {
     const Cell& cell = cells[i];
@@ -275,7 +304,7 @@ absl::StatusOr<Part> Engine::Decode(const Model& model, const PartLayout& part,
     return AtCell(
         cell, DecodeCell(model, format, dtype, part.num_tokens, cell, from, output.bytes.data()));
   }));
-  return RawPart(format, range, part.num_tokens, raw_order, output.payload());
+  return MakeRawPart(format, range, part.num_tokens, raw_order, output);
 }
 
 }  // namespace sketchkv

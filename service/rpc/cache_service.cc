@@ -147,6 +147,8 @@ grpc::ServerUnaryReactor* CacheService::GetStats(grpc::CallbackServerContext* ca
     response->set_models(service_->engine->models().size());
     response->set_isa(service_->isa);
     response->set_version(service_->version);
+    response->set_shm_socket(service_->shm_socket);
+    response->set_shm_server(service_->shm_server);
     const Engine::Stats engine = service_->engine->GetStats();
     response->set_put_raw_bytes_total(engine.put_raw_bytes_total);
     response->set_put_stored_bytes_total(engine.put_stored_bytes_total);

@@ -5,6 +5,7 @@
 #include "kernels/base/status_macros.h"
 #include "service/rpc/convert.h"
 #include "service/rpc/part_answer.h"
+#include "service/rpc/segment_ref.h"
 
 namespace sketchkv {
 
@@ -31,6 +32,7 @@ absl::Status GetStream::Begin(const v1::GetRequest& message) {
     SKETCHKV_ASSIGN_OR_RETURN(request.raw_order,
                               FromProto("format.raw_order", message.format().raw_order()));
   }
+  if (message.has_segment()) return BeginShared(message, std::move(request));
   SKETCHKV_ASSIGN_OR_RETURN(const uint64_t bytes, service().engine->MaxGetBytes(request));
   SKETCHKV_ASSIGN_OR_RETURN(const InflightBytes::Hold hold, service().inflight->Acquire(bytes));
   const uint64_t request_id = message.request_id();
@@ -39,6 +41,27 @@ absl::Status GetStream::Begin(const v1::GetRequest& message) {
            absl::StatusOr<Part> part = service().engine->Get(kDefaultTenant, request);
            if (!part.ok()) return AnswerError(request_id, part.status());
            Answer(request_id, PartMessages<v1::GetResponse>(request_id, *part, hold));
+         });
+  return absl::OkStatus();
+}
+
+absl::Status GetStream::BeginShared(const v1::GetRequest& message, Engine::GetRequest request) {
+  SKETCHKV_ASSIGN_OR_RETURN(const SegmentBytes shared,
+                            FindSegmentBytes(service(), message.segment()));
+  if (shared.bytes.empty()) {
+    return absl::InvalidArgumentError("segment.length is 0; it needs the size of the answer");
+  }
+  request.into = shared.bytes;
+  const uint64_t request_id = message.request_id();
+  Submit(request_id, service().Deadline(message.timeout_ms(), call()),
+         [this, request_id, shared, request = std::move(request)] {
+           const absl::StatusOr<Part> part = service().engine->Get(kDefaultTenant, request);
+           if (!part.ok()) return AnswerError(request_id, part.status());
+           v1::GetResponse response;
+           response.set_request_id(request_id);
+           *response.mutable_part() = ToProto(part->layout, !part->raw.has_value());
+           *response.mutable_status() = ToItemStatus(absl::OkStatus());
+           Answer(request_id, response);
          });
   return absl::OkStatus();
 }

@@ -13,6 +13,8 @@ class GetStream final : public ItemStream<v1::GetRequest, v1::GetResponse> {
  private:
   absl::Status OnMessage(v1::GetRequest message, Payload) override;
   absl::Status Begin(const v1::GetRequest& message);
+  // The answer goes to the caller's segment.
+  absl::Status BeginShared(const v1::GetRequest& message, Engine::GetRequest request);
 };
 
 }  // namespace sketchkv

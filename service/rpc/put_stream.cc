@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 #include "service/rpc/convert.h"
+#include "service/rpc/segment_ref.h"
 
 namespace sketchkv {
 
@@ -59,7 +60,22 @@ absl::StatusOr<std::shared_ptr<Upload>> PutStream::Open(const v1::PutRequest& fi
     upload->raw.emplace(request.model->layout(), range, request.part.num_tokens,
                         request.part.raw_order);
   }
-  SKETCHKV_RETURN_IF_ERROR(service().inflight->CheckFits(upload->expected_bytes));
+  if (!header.has_segment()) {
+    SKETCHKV_RETURN_IF_ERROR(service().inflight->CheckFits(upload->expected_bytes));
+  }
+  if (header.has_segment()) {
+    SKETCHKV_ASSIGN_OR_RETURN(const SegmentBytes shared,
+                              FindSegmentBytes(service(), header.segment()));
+    if (shared.bytes.size() != upload->expected_bytes) {
+      return absl::InvalidArgumentError(absl::StrCat("segment.length is ", shared.bytes.size(),
+                                                     "; the part needs ", upload->expected_bytes));
+    }
+    SKETCHKV_RETURN_IF_ERROR(shared.CheckGuard());
+    request.still_valid = [shared] { return shared.CheckGuard(); };
+    Payload payload;
+    payload.Append(shared.bytes, shared.segment);
+    upload->SetWhole(payload);
+  }
   upload->deadline = item->deadline;
   upload->run = [this, item](const std::shared_ptr<Upload>& complete) {
     item->request.payload = complete->TakePayload();
@@ -82,6 +98,7 @@ void PutStream::Run(const std::shared_ptr<Item>& item) {
   }
   // Before the answer: whoever has it may count on the bytes being given back.
   item->request.payload = Payload();
+  item->request.still_valid = nullptr;
   item->holds.clear();
   if (!result.ok()) return AnswerError(item->request_id, result.status());
   v1::PutResponse message;

@@ -13,6 +13,7 @@
 #include "service/engine/executor.h"
 #include "service/rpc/inflight.h"
 #include "service/rpc/write_watch.h"
+#include "service/shm/segment_table.h"
 
 namespace sketchkv {
 
@@ -31,6 +32,9 @@ struct ServiceContext {
   Executor* executor = nullptr;
   InflightBytes* inflight = nullptr;
   WriteWatch* writes = nullptr;
+  SegmentTable* segments = nullptr;  // null: this server shares no memory
+  std::string shm_socket;            // where clients get segments; empty: nowhere
+  std::string shm_server;            // 16 bytes: what the socket says of this server
   const Clock* clock = nullptr;
   std::chrono::milliseconds max_timeout{60000};  // of one item or unary call; of writing an answer
   std::string isa;

@@ -49,6 +49,12 @@ class Upload {
     chunk.CopyTo(0, std::span(joined_).subspan(begin));
   }
 
+  // The whole payload, which lies elsewhere and does not travel.
+  void SetWhole(const Payload& payload) {
+    payload_ = payload;
+    received_bytes = payload.size();
+  }
+
   // What came so far; large chunks still lie in gRPC's slices.
   [[nodiscard]] Payload TakePayload() {
     Flush();

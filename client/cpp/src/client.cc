@@ -13,6 +13,7 @@
 #include "client/cpp/src/model_cache.h"
 #include "client/cpp/src/part.h"
 #include "client/cpp/src/put.h"
+#include "client/cpp/src/segment_source.h"
 #include "client/cpp/src/tables.h"
 #include "client/cpp/src/transform.h"
 #include "kernels/base/status_macros.h"
@@ -52,7 +53,8 @@ class Client::Impl {
  public:
   explicit Impl(ClientOptions options)
       : core(std::make_shared<client::ClientCore>(std::move(options))),
-        models(std::make_shared<client::ModelCache>(core.get())) {}
+        models(std::make_shared<client::ModelCache>(core.get())),
+        segments(core.get()) {}
   ~Impl() { core->Close(); }  // then the pool's threads end their tasks
 
   // One unary call with retries: issue(context, request, &response).
@@ -78,6 +80,7 @@ class Client::Impl {
 
   const std::shared_ptr<client::ClientCore> core;
   const std::shared_ptr<client::ModelCache> models;
+  client::SegmentSource segments;
   client::AsyncPool pool;
 };
 
@@ -162,12 +165,34 @@ absl::StatusOr<std::vector<HeadTableSpec>> Client::GetTables(const std::string& 
   return client::ToSpecs(*tables);
 }
 
+Transport Client::transport() {
+  const bool shared = impl_->segments.Get(impl_->core->DeadlineFromNow()) != nullptr;
+  return shared ? Transport::kSharedMemory : Transport::kGrpc;
+}
+
+absl::StatusOr<SharedBuffer> Client::AllocateShared(size_t bytes) {
+  const auto segment = impl_->segments.Get(impl_->core->DeadlineFromNow());
+  if (segment == nullptr) {
+    return absl::UnavailableError(
+        "no memory is shared with the server: it shares none, or is on "
+        "another machine");
+  }
+  std::shared_ptr<client::SharedSegment::Region> region = segment->Allocate(bytes);
+  if (region == nullptr) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("no ", bytes, " bytes are free in the segment; shared_memory_bytes is ",
+                     impl_->core->options().shared_memory_bytes));
+  }
+  const std::span<std::byte> where = region->bytes();
+  return SharedBuffer(where, std::move(region));
+}
+
 absl::StatusOr<PutResult> Client::Put(const PutPart& part) {
   return std::move(PutAll(std::span(&part, 1))[0]);
 }
 
 std::vector<absl::StatusOr<PutResult>> Client::PutAll(std::span<const PutPart> parts) {
-  return client::PutParts(impl_->core.get(), impl_->models.get(), parts,
+  return client::PutParts(impl_->core.get(), impl_->models.get(), &impl_->segments, parts,
                           impl_->core->DeadlineFromNow());
 }
 
@@ -201,7 +226,7 @@ absl::StatusOr<GetResult> Client::Get(const GetPart& part) {
 }
 
 std::vector<absl::StatusOr<GetResult>> Client::GetAll(std::span<const GetPart> parts) {
-  return client::GetParts(impl_->core.get(), impl_->models.get(), parts,
+  return client::GetParts(impl_->core.get(), impl_->models.get(), &impl_->segments, parts,
                           impl_->core->DeadlineFromNow());
 }
 
@@ -294,16 +319,16 @@ absl::StatusOr<std::vector<ScoreOutput>> Client::Score(const AttentionCall& call
 void Client::PutAsync(const PutPart& part, std::function<void(absl::StatusOr<PutResult>)> done) {
   impl_->pool.Submit([impl = impl_.get(), part, deadline = impl_->core->DeadlineFromNow(),
                       done = std::move(done)] {
-    done(std::move(
-        client::PutParts(impl->core.get(), impl->models.get(), std::span(&part, 1), deadline)[0]));
+    done(std::move(client::PutParts(impl->core.get(), impl->models.get(), &impl->segments,
+                                    std::span(&part, 1), deadline)[0]));
   });
 }
 
 void Client::GetAsync(const GetPart& part, std::function<void(absl::StatusOr<GetResult>)> done) {
   impl_->pool.Submit([impl = impl_.get(), part, deadline = impl_->core->DeadlineFromNow(),
                       done = std::move(done)] {
-    done(std::move(
-        client::GetParts(impl->core.get(), impl->models.get(), std::span(&part, 1), deadline)[0]));
+    done(std::move(client::GetParts(impl->core.get(), impl->models.get(), &impl->segments,
+                                    std::span(&part, 1), deadline)[0]));
   });
 }
 

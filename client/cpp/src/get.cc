@@ -15,7 +15,8 @@ namespace {
 
 class GetItem final : public StreamItem<v1::GetRequest, v1::GetResponse> {
  public:
-  explicit GetItem(const GetPart* part) : part_(*part) {}
+  GetItem(const GetPart* part, SegmentSource* segments, TimePoint deadline)
+      : part_(*part), segments_(segments), deadline_(deadline) {}
 
   absl::Status Prepare(const std::shared_ptr<const CachedModel>& model) {
     SKETCHKV_RETURN_IF_ERROR(CheckHash("block_hash", part_.block_hash));
@@ -37,6 +38,11 @@ class GetItem final : public StreamItem<v1::GetRequest, v1::GetResponse> {
       request->mutable_format()->set_dtype(ToProto(*part_.type));
       request->mutable_format()->set_raw_order(ToProto(part_.order));
     }
+    segment_ = segments_->Get(deadline_);
+    if (segment_ != nullptr) {
+      region_ = segment_->AllocateTemporary(WantBytes(model_->layout().block_tokens), deadline_);
+    }
+    if (region_ != nullptr) *request->mutable_segment() = *segment_->Find(region_->bytes());
     return false;
   }
   bool IsOneMessage() const override { return true; }
@@ -46,15 +52,27 @@ class GetItem final : public StreamItem<v1::GetRequest, v1::GetResponse> {
     if (response.has_part() && !payload_.begun()) {
       result_.num_tokens = response.part().num_tokens();
       SKETCHKV_RETURN_IF_ERROR(CheckAnswered(response.part()));
-      payload_.Begin(response.part(), WantBytes());
+      if (region_ == nullptr) payload_.Begin(response.part(), WantBytes(result_.num_tokens));
     }
     return payload_.Append(bulk);
   }
 
   absl::Status Complete() override {
+    if (region_ != nullptr) {
+      const auto bytes = region_->bytes().first(WantBytes(result_.num_tokens));
+      result_.payload.assign(bytes.begin(), bytes.end());
+      return absl::OkStatus();
+    }
     SKETCHKV_RETURN_IF_ERROR(payload_.Complete());
     result_.payload = payload_.Release();
     return absl::OkStatus();
+  }
+
+  void Ended(bool answered) override {
+    // What the server may still write to must not become another item's.
+    if (region_ != nullptr && !answered) segments_->Retire(segment_.get());
+    region_ = nullptr;
+    segment_ = nullptr;
   }
 
   [[nodiscard]] const GetPart& part() const { return part_; }
@@ -81,12 +99,16 @@ class GetItem final : public StreamItem<v1::GetRequest, v1::GetResponse> {
     }
     return CheckPartAnswered(part, want);
   }
-  uint64_t WantBytes() const {
+  uint64_t WantBytes(uint32_t num_tokens) const {
     if (!part_.type) return EncodedBytes(model_->info(), range_);
-    return RawShapeOf(model_->layout(), range_, result_.num_tokens, part_.type).total_bytes();
+    return RawShapeOf(model_->layout(), range_, num_tokens, part_.type).total_bytes();
   }
 
   const GetPart& part_;
+  SegmentSource* const segments_;
+  const TimePoint deadline_;
+  std::shared_ptr<SharedSegment> segment_;
+  std::unique_ptr<SharedSegment::Region> region_;  // where the answer is written; null: it travels
   std::shared_ptr<const CachedModel> model_;
   PartRange range_;
   ReceivedPayload payload_;
@@ -96,12 +118,13 @@ class GetItem final : public StreamItem<v1::GetRequest, v1::GetResponse> {
 }  // namespace
 
 std::vector<absl::StatusOr<GetResult>> GetParts(ClientCore* core, ModelCache* models,
+                                                SegmentSource* segments,
                                                 std::span<const GetPart> parts,
                                                 TimePoint deadline) {
   std::vector<std::unique_ptr<GetItem>> items;
   std::vector<StreamItem<v1::GetRequest, v1::GetResponse>*> sent;
   for (const GetPart& part : parts) {
-    items.push_back(std::make_unique<GetItem>(&part));
+    items.push_back(std::make_unique<GetItem>(&part, segments, deadline));
     GetItem* item = items.back().get();
     item->outcome.status = models->With(part.model, deadline,
                                         [item](const auto& model) { return item->Prepare(model); });

@@ -43,6 +43,10 @@ class StreamItem {
   // After the last message of an item the server calls OK.
   [[nodiscard]] virtual absl::Status Complete() = 0;
 
+  // The item is done, answered by the server or not: what was lent to it may be taken back. Any
+  // thread.
+  virtual void Ended(bool answered) {}
+
   bool done = false;
   Outcome outcome;
 };
@@ -77,7 +81,7 @@ class StreamRound {
     absl::Status ended = FromGrpc(stream_->Finish());
     if (ended.ok()) ended = absl::InternalError("the server ended the stream without an answer");
     for (Item* item : items_) {
-      if (!item->done) End(item, {ended, 0});
+      if (!item->done) End(item, {ended, 0}, /*answered=*/false);
     }
   }
 
@@ -97,7 +101,7 @@ class StreamRound {
       std::vector<grpc::Slice> bulk;
       absl::StatusOr<bool> filled = items_[i]->Fill(index, &request, &bulk);
       if (!filled.ok()) {
-        End(items_[i], {filled.status(), 0});
+        End(items_[i], {filled.status(), 0}, /*answered=*/true);  // nothing was asked
         return true;
       }
       more = *filled;
@@ -126,11 +130,11 @@ class StreamRound {
     const bool last = response.has_status();
     if (last) {
       Outcome outcome = FromItem(response.status());
-      if (!outcome.status.ok()) return End(item, std::move(outcome));
+      if (!outcome.status.ok()) return End(item, std::move(outcome), /*answered=*/true);
     }
     absl::Status status = item->Take(response, bulk);
     if (status.ok() && last) status = item->Complete();
-    if (last || !status.ok()) End(item, {std::move(status), 0});
+    if (last || !status.ok()) End(item, {std::move(status), 0}, /*answered=*/last);
   }
 
   bool IsDone(Item* item) {
@@ -138,11 +142,14 @@ class StreamRound {
     return item->done;
   }
 
-  void End(Item* item, Outcome outcome) {
-    MutexLock lock(&mu_);
-    if (item->done) return;
-    item->done = true;
-    item->outcome = std::move(outcome);
+  void End(Item* item, Outcome outcome, bool answered) {
+    {
+      MutexLock lock(&mu_);
+      if (item->done) return;
+      item->done = true;
+      item->outcome = std::move(outcome);
+    }
+    item->Ended(answered);
   }
 
   const std::unique_ptr<RawStream> stream_;

@@ -1,6 +1,8 @@
 #include "client/cpp/src/put.h"
 
+#include <cstring>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -18,8 +20,8 @@ namespace {
 // the part's turn comes, so that the parts before it are on the wire meanwhile.
 class PutItem final : public StreamItem<v1::PutRequest, v1::PutResponse> {
  public:
-  PutItem(const PutPart* part, bool encode_locally)
-      : part_(*part), encode_(encode_locally && !part->encoded) {}
+  PutItem(const PutPart* part, bool encode_locally, SegmentSource* segments)
+      : part_(*part), encode_(encode_locally && !part->encoded), segments_(segments) {}
 
   absl::Status Prepare(ClientCore* core, const std::shared_ptr<const CachedModel>& model,
                        TimePoint deadline) {
@@ -32,6 +34,7 @@ class PutItem final : public StreamItem<v1::PutRequest, v1::PutResponse> {
       SKETCHKV_ASSIGN_OR_RETURN(codec_, model->codec(core, deadline));
     }
     model_ = model;
+    deadline_ = deadline;
     return absl::OkStatus();
   }
 
@@ -40,6 +43,7 @@ class PutItem final : public StreamItem<v1::PutRequest, v1::PutResponse> {
   absl::StatusOr<bool> Fill(size_t index, v1::PutRequest* request,
                             std::vector<grpc::Slice>* bulk) override {
     if (index == 0) SKETCHKV_RETURN_IF_ERROR(Begin(request->mutable_header()));
+    if (segment_ != nullptr) return false;  // nothing travels
     const bool more = payload_.Next(bulk);
     if (!more) payload_ = {};  // sent: another round encodes anew
     return more;
@@ -55,6 +59,12 @@ class PutItem final : public StreamItem<v1::PutRequest, v1::PutResponse> {
     return absl::OkStatus();
   }
   absl::Status Complete() override { return absl::OkStatus(); }
+  void Ended(bool answered) override {
+    // The caller may change its own buffer from now on.
+    if (segment_ != nullptr && region_ == nullptr && !answered) segment_->TakeBack(part_.payload);
+    region_ = nullptr;
+    segment_ = nullptr;
+  }
 
   [[nodiscard]] const PutPart& part() const { return part_; }
   [[nodiscard]] bool encodes() const { return encode_; }
@@ -76,9 +86,13 @@ class PutItem final : public StreamItem<v1::PutRequest, v1::PutResponse> {
       bytes = *cells;
     }
     const bool encoded = encode_ || part_.encoded;
-    std::optional<RawShape> raw;
-    if (!encoded) raw = RawShapeOf(model_->layout(), range_, part_.num_tokens);
-    payload_ = ChunkedPayload(bytes, raw, cells);
+    if (Share(bytes, header)) {
+      bytes = {};  // has no checksum
+    } else {
+      std::optional<RawShape> raw;
+      if (!encoded) raw = RawShapeOf(model_->layout(), range_, part_.num_tokens);
+      payload_ = ChunkedPayload(bytes, raw, cells);
+    }
     header->set_model(part_.model);
     header->set_block_hash(part_.block_hash);
     header->set_parent_hash(part_.parent_hash);
@@ -87,12 +101,34 @@ class PutItem final : public StreamItem<v1::PutRequest, v1::PutResponse> {
     return absl::OkStatus();
   }
 
+  // Names the payload's place in shared memory, where it is or is copied to; false: there is none.
+  bool Share(std::span<const std::byte> bytes, v1::PutHeader* header) {
+    segment_ = segments_->Get(deadline_);
+    if (segment_ == nullptr) return false;
+    std::optional<v1::SegmentRef> ref = segment_->Find(bytes);
+    if (!ref) {
+      region_ = segment_->AllocateTemporary(bytes.size(), deadline_);
+      if (region_ == nullptr) {
+        segment_ = nullptr;
+        return false;
+      }
+      std::memcpy(region_->bytes().data(), bytes.data(), bytes.size());
+      ref = segment_->Find(region_->bytes());
+    }
+    *header->mutable_segment() = *std::move(ref);
+    return true;
+  }
+
   const PutPart& part_;
   const bool encode_;
+  SegmentSource* const segments_;
+  TimePoint deadline_;
   std::shared_ptr<const CachedModel> model_;
   const BlockCodec* codec_ = nullptr;  // of model_, with encode_
   PartRange range_;
   ChunkedPayload payload_;
+  std::shared_ptr<SharedSegment> segment_;         // where the payload is shared
+  std::unique_ptr<SharedSegment::Region> region_;  // where it was copied there
   PutResult result_;
 };
 
@@ -156,12 +192,13 @@ v1::PartLayout LayoutOf(const PutPart& part, const PartRange& range, const Cache
 }
 
 std::vector<absl::StatusOr<PutResult>> PutParts(ClientCore* core, ModelCache* models,
+                                                SegmentSource* segments,
                                                 std::span<const PutPart> parts,
                                                 TimePoint deadline) {
   std::vector<std::unique_ptr<PutItem>> items;
   std::vector<PutItem*> sent;
   for (const PutPart& part : parts) {
-    items.push_back(std::make_unique<PutItem>(&part, core->options().encode_locally));
+    items.push_back(std::make_unique<PutItem>(&part, core->options().encode_locally, segments));
     PutItem* item = items.back().get();
     item->outcome.status = models->With(part.model, deadline, [&](const auto& model) {
       return item->Prepare(core, model, deadline);

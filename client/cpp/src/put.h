@@ -6,12 +6,14 @@
 #include "absl/status/statusor.h"
 #include "client/cpp/src/core.h"
 #include "client/cpp/src/model_cache.h"
+#include "client/cpp/src/segment_source.h"
 #include "sketchkv/types.h"
 
 namespace sketchkv::client {
 
 // Client::PutAll with its deadline given.
 [[nodiscard]] std::vector<absl::StatusOr<PutResult>> PutParts(ClientCore* core, ModelCache* models,
+                                                              SegmentSource* segments,
                                                               std::span<const PutPart> parts,
                                                               TimePoint deadline);
 

@@ -28,7 +28,15 @@ struct ClientOptions {
   std::chrono::milliseconds retry_pause{20};
   // Encode in this process: only compressed bytes travel. Costs this machine's cores.
   bool encode_locally = false;
+  // Of the memory to share with a server on this machine, over which payloads go then; 0: none. It
+  // counts against the server's bounds, which may grant less.
+  uint64_t shared_memory_bytes = uint64_t{64} << 20;
+  // Where the server's socket for it is here, if not where the server says (another container).
+  std::string shm_socket;
 };
+
+// How payloads of Put and Get go to the server and back. Control always goes over gRPC.
+enum class Transport : uint8_t { kGrpc = 1, kSharedMemory = 2 };
 
 // The hash of a block: 32 bytes that name it and its whole prefix. `payload` is whatever tells the
 // block apart (its token ids); `salt` keeps weights, adapters and tenants apart and is given with
@@ -82,6 +90,14 @@ class Client {
                                                                      std::chrono::milliseconds ttl);
   [[nodiscard]] absl::Status ReleaseLease(uint64_t lease_id);
   [[nodiscard]] absl::StatusOr<ServerStats> GetStats();
+
+  // The way payloads go now; finds it out where no call has yet. A part for which there is no room
+  // in the shared memory goes over gRPC all the same.
+  [[nodiscard]] Transport transport();
+  // A buffer that the server can read: a part whose payload lies in it is put without a copy. Its
+  // bytes must not change until the put is done. UNAVAILABLE when transport() is kGrpc;
+  // RESOURCE_EXHAUSTED when there is no room.
+  [[nodiscard]] absl::StatusOr<SharedBuffer> AllocateShared(size_t bytes);
 
   // Transform. Payloads as PutPart::payload; nothing is stored.
   [[nodiscard]] absl::StatusOr<std::vector<std::byte>> Encode(const PutPart& part);

@@ -2,9 +2,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "sketchkv/model.h"
@@ -39,6 +41,19 @@ struct PutPart {
   // Or, with encoded = true, cells in the order [layer][head]. Alive until the call is done.
   std::span<const std::byte> payload;
   bool encoded = false;
+};
+
+// Bytes in memory shared with the server (Client::AllocateShared). Movable; may outlive the client.
+class SharedBuffer {
+ public:
+  SharedBuffer() = default;
+  SharedBuffer(std::span<std::byte> bytes, std::shared_ptr<void> owner)
+      : bytes_(bytes), owner_(std::move(owner)) {}
+  [[nodiscard]] std::span<std::byte> bytes() const { return bytes_; }
+
+ private:
+  std::span<std::byte> bytes_;
+  std::shared_ptr<void> owner_;
 };
 
 struct PutResult {

@@ -1,0 +1,31 @@
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "client/cpp/src/core.h"
+#include "client/cpp/src/shared_segment.h"
+#include "kernels/base/mutex.h"
+
+namespace sketchkv::client {
+
+// The segment that is shared with the server now, opened when it is first wanted. Thread-safe.
+class SegmentSource {
+ public:
+  explicit SegmentSource(ClientCore* core) : core_(core) {}
+
+  // Null where there is none: the server shares none or is elsewhere. Asked again after a while.
+  [[nodiscard]] std::shared_ptr<SharedSegment> Get(TimePoint deadline);
+  // The server may still write to `segment`: it is not handed out again.
+  void Retire(const SharedSegment* segment);
+
+ private:
+  [[nodiscard]] std::shared_ptr<SharedSegment> Open(TimePoint deadline);
+
+  ClientCore* const core_;
+  Mutex mu_;
+  std::shared_ptr<SharedSegment> segment_ SKETCHKV_GUARDED_BY(mu_);
+  TimePoint retry_at_ SKETCHKV_GUARDED_BY(mu_);  // while there is none
+};
+
+}  // namespace sketchkv::client

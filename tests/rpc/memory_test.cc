@@ -1,65 +1,16 @@
 // The real server process: what it holds while ten times its budget is put.
 
 #include <gtest/gtest.h>
-#include <signal.h>
-#include <sys/prctl.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#include <filesystem>
-#include <fstream>
 #include <thread>
 
 #include "tests/rpc/rpc_fixture.h"
+#include "tests/testing/server_process.h"
 
 namespace sketchkv {
 namespace {
 
 constexpr uint64_t kMiB = uint64_t{1} << 20;
-
-class ServerProcess {
- public:
-  explicit ServerProcess(std::vector<std::string> flags) {
-    port_file_ = std::filesystem::path(::testing::TempDir()) /
-                 ("sketchkv_memory_" + std::to_string(getpid()) + "_port");
-    std::filesystem::remove(port_file_);
-    flags.insert(flags.begin(), {SKETCHKVD, "--listen", "127.0.0.1:0", "--port-file",
-                                 port_file_.string(), "--log-level", "warn"});
-    pid_ = fork();
-    if (pid_ == 0) {
-      prctl(PR_SET_PDEATHSIG, SIGKILL);
-      std::vector<char*> argv;
-      for (std::string& flag : flags) argv.push_back(flag.data());
-      argv.push_back(nullptr);
-      execv(argv[0], argv.data());
-      _exit(127);
-    }
-    for (int i = 0; i < 3000 && !std::filesystem::exists(port_file_); ++i) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    }
-    std::ifstream(port_file_) >> port_;
-  }
-  ~ServerProcess() {
-    kill(pid_, SIGTERM);
-    waitpid(pid_, nullptr, 0);
-    std::filesystem::remove(port_file_);
-  }
-  [[nodiscard]] int port() const { return port_; }
-  // The most this process ever had in memory.
-  [[nodiscard]] uint64_t PeakBytes() const {
-    std::ifstream status("/proc/" + std::to_string(pid_) + "/status");
-    for (std::string line; std::getline(status, line);) {
-      uint64_t kib = 0;
-      if (std::sscanf(line.c_str(), "VmHWM: %lu kB", &kib) == 1) return kib * 1024;
-    }
-    return 0;
-  }
-
- private:
-  std::filesystem::path port_file_;
-  pid_t pid_ = 0;
-  int port_ = 0;
-};
 
 TEST(MemoryTest, TenTimesTheBudgetStaysInsideBudgetAndOverhead) {
 #if defined(__SANITIZE_ADDRESS__)

@@ -91,6 +91,7 @@ PLANTED = {
     "service/engine/b.cc": ("kernels/codec.h", "google/protobuf/message.h"),
     "service/engine/c.cc": ("service/engine/a.h", "prometheus/counter.h"),
     "service/metrics/a.cc": ("prometheus/counter.h", "service/rpc/a.h"),
+    "service/shm/a.cc": ("kernels/base/mutex.h", "service/pool/block.h"),
     "service/rpc/a.cc": ("sketchkv/v1/cache.grpc.pb.h", "service/metrics/a.h"),
     "service/rpc/b.cc": ("service/engine/a.h", "sketchkv/client.h"),
     "service/main.cc": ("service/rpc/server.h", "tests/testing/fake_clock.h"),

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -14,6 +15,7 @@ namespace {
 
 constexpr uint32_t kHeads = 8;
 constexpr uint32_t kQueryHeads = 32;
+constexpr uint64_t kSharedBytes = uint64_t{128} << 20;
 
 }  // namespace
 
@@ -21,8 +23,11 @@ absl::StatusOr<std::unique_ptr<SdkSession>> SdkSession::Open(const Options& opti
   static std::atomic<int> next_model{0};
   SKETCHKV_ASSIGN_OR_RETURN(const Numbers numbers, ReadNumbers(options));
   std::unique_ptr<SdkSession> session(new SdkSession);
-  SKETCHKV_ASSIGN_OR_RETURN(session->client_, Client::Create({.target = options.Text("server", ""),
-                                                              .timeout = std::chrono::minutes(1)}));
+  const bool shared = options.Text("transport", "grpc") == "shm";
+  SKETCHKV_ASSIGN_OR_RETURN(session->client_,
+                            Client::Create({.target = options.Text("server", ""),
+                                            .timeout = std::chrono::minutes(1),
+                                            .shared_memory_bytes = shared ? kSharedBytes : 0}));
   SKETCHKV_RETURN_IF_ERROR(session->client_->WaitUntilServing(std::chrono::seconds(30)));
   const CacheLayout layout = {.num_layers = static_cast<uint32_t>(options.Number("layers", 32)),
                               .num_kv_heads = kHeads,
@@ -33,13 +38,26 @@ absl::StatusOr<std::unique_ptr<SdkSession>> SdkSession::Open(const Options& opti
       session->model_,
       session->client_->RegisterModel(absl::StrCat("bench-", getpid(), "-", next_model++), layout,
                                       {{.name = options.Text("profile", "qjl3p")}}));
-  // Keys and values are alike: rows of random numbers.
-  const size_t rows = session->model_.raw_block_bytes / (kDim * sizeof(uint16_t));
-  session->payload_ = std::make_unique<Buffer>(Bf16Rows(numbers.keys, rows));
+  SKETCHKV_RETURN_IF_ERROR(session->MakePayload(numbers, shared));
   for (size_t i = 0; i < size_t{kQueryHeads} * kDim; ++i) {
     session->queries_.push_back(numbers.queries[i % numbers.queries.size()]);
   }
   return session;
+}
+
+absl::Status SdkSession::MakePayload(const Numbers& numbers, bool shared) {
+  // Keys and values are alike: rows of random numbers.
+  const size_t bytes = model_.raw_block_bytes;
+  memory_ = std::make_unique<Buffer>(Bf16Rows(numbers.keys, bytes / (kDim * sizeof(uint16_t))));
+  payload_ = {memory_->data(), bytes};
+  if (!shared) return absl::OkStatus();
+  if (client_->transport() != Transport::kSharedMemory) {
+    return absl::UnavailableError("the server shares no memory with this process");
+  }
+  SKETCHKV_ASSIGN_OR_RETURN(shared_, client_->AllocateShared(bytes));
+  std::memcpy(shared_.bytes().data(), memory_->data(), bytes);
+  payload_ = shared_.bytes();
+  return absl::OkStatus();
 }
 
 SdkSession::~SdkSession() {
@@ -54,7 +72,7 @@ std::vector<PutPart> SdkSession::NewChain(size_t count) {
     part.block_hash = absl::StrFormat("%032d", next_hash_++);
     if (i > 0) part.parent_hash = parts[i - 1].block_hash;
     part.num_tokens = model_.layout.block_tokens;
-    part.payload = {payload_->data(), model_.raw_block_bytes};
+    part.payload = payload_;
   }
   return parts;
 }

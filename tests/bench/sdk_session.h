@@ -14,9 +14,11 @@
 namespace sketchkv::bench {
 
 // A client of the server of option server, with a model of its own: Llama-3.1-8B's heads (8 kv
-// heads, d = 128, bf16). Options layers (else 32), block (tokens), profile.
+// heads, d = 128, bf16). Options layers (else 32), block (tokens), profile, transport (shm:
+// payloads lie in memory shared with the server; else they travel over gRPC).
 class SdkSession {
  public:
+  // UNAVAILABLE when the server shares no memory for option transport.
   [[nodiscard]] static absl::StatusOr<std::unique_ptr<SdkSession>> Open(const Options& options);
   ~SdkSession();  // takes the model and its blocks away
 
@@ -33,11 +35,14 @@ class SdkSession {
 
  private:
   SdkSession() = default;
+  absl::Status MakePayload(const Numbers& numbers, bool shared);
 
   std::unique_ptr<Client> client_;
   ModelInfo model_;
-  std::vector<float> queries_;  // [32 query heads][kDim]
-  std::unique_ptr<Buffer> payload_;
+  std::vector<float> queries_;      // [32 query heads][kDim]
+  std::unique_ptr<Buffer> memory_;  // of payload_, unless it is shared
+  SharedBuffer shared_;
+  std::span<const std::byte> payload_;
   uint64_t next_hash_ = 1;
 };
 

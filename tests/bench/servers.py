@@ -56,7 +56,8 @@ class Servers:
     def sketchkvd(self):
         return self._once("sketchkvd", lambda: self._with_port_file("sketchkvd", [
             os.path.join(self._bin, "sketchkvd"), "--listen", "127.0.0.1:0", "--port-file",
-            "{port_file}", "--host-bytes", "2GiB", "--log-level", "warn"]))
+            "{port_file}", "--host-bytes", "2GiB", "--log-level", "warn", "--shm-socket",
+            os.path.join(self._scratch, "shm.sock")]))
 
     def bare(self):
         return self._once("bare", lambda: self._with_port_file("bare", [

@@ -76,10 +76,47 @@ def get_grpc_bf16(bench):
                        travels=lambda raw, encoded: (0, raw))
 
 
-def _same_host(metric, bar=None):
-    def run(bench):
-        return [rows.make(metric, "", "", None, {"same-host path": "this SDK has none"}, bar=bar)]
-    return run
+def _same_host(bench, metric, name, alone, bar, **options):
+    """Raw bytes a second over shared memory, against the same over gRPC; the limit is the codec
+    alone on all cores."""
+    found = []
+    for tokens in TABLE_BLOCKS:
+        raw = _raw_bytes(tokens)
+        items = max(((64 << 20) if bench.quick else (128 << 20)) // raw, 1)
+        shape = {"server": bench.servers.sketchkvd(), "block": tokens, "layers": LAYERS,
+                 "items": items, **options}
+        ours = Entry("shared memory", bench.service, name, {**shape, "transport": "shm"})
+        peer = Entry("over gRPC", bench.service, name, shape)
+        codec = Entry("codec alone", bench.all_cores, alone,
+                      {"block": tokens, "bytes": items * raw, "threads": bench.cpus})
+        copy = Entry("plain copy", bench.core, "stream.copy", {"bytes": items * raw})
+        results = bench.run([ours, peer, codec, copy])
+        absent = results[ours.label].absent
+        row = rows.make(
+            metric, f"{tokens}-token blocks", "GB/s",
+            None if absent else 1 / results[ours.label].median,
+            {peer.label: 1 / results[peer.label].median},
+            limit=(codec.label, 1 / results[codec.label].median), bar=bar, higher_is_better=True,
+            notes={"block_tokens": tokens, "plain_copy": 1 / results[copy.label].median})
+        if absent:
+            row["absent"][metric] = absent
+        found.append(row)
+    return found
+
+
+def put_shm(bench):
+    return _same_host(bench, "put.shm", "sdk.put", "codec.encode",
+                      Bar(ratio=4.0, limit_share=0.7))
+
+
+def get_shm(bench):
+    return _same_host(bench, "get.shm", "sdk.get", "codec.decode", None, format="bf16")
+
+
+def attend_shm(_):
+    """Queries and outputs are 16 KiB: they go over gRPC always."""
+    return [rows.make("attend.shm", "", "us", None,
+                      {"attend.shm": "Attend's 16 KiB go over gRPC; see attend.rpc"})]
 
 
 def _attend_entries(bench, tokens):
@@ -121,8 +158,8 @@ METRICS = {
     "put.grpc": put_grpc,
     "get.grpc.encoded": get_grpc_encoded,
     "get.grpc.bf16": get_grpc_bf16,
-    "put.shm": _same_host("put.shm", Bar(ratio=4.0, limit_share=0.7)),
-    "get.shm": _same_host("get.shm"),
-    "attend.shm": _same_host("attend.shm"),
+    "put.shm": put_shm,
+    "get.shm": get_shm,
+    "attend.shm": attend_shm,
     "attend.rpc": attend_rpc,
 }

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <bit>
+#include <cstdlib>
 #include <cstring>
 
 #include "kernels/base/checked_math.h"
@@ -16,6 +17,8 @@ int ExponentOf(const float* query, uint32_t dim) {
   }
   return largest == 0 ? 0 : FloorLog2(std::bit_cast<float>(largest));
 }
+
+constexpr int kFoldedExponent = 40;
 
 }  // namespace
 
@@ -35,7 +38,12 @@ ScoreTable ScoreTables::Build(size_t index, const std::vector<CodeGroup>& groups
                        weights, &table.step, &table.base});
   table.entries = entries;
   table.weights = weights;
-  table.factors = MakePow2(exponent);
+  // Usual queries' powers of two go into the sums: the same numbers with three products less.
+  table.has_factors = std::abs(exponent) > kFoldedExponent;
+  table.factors = MakePow2(table.has_factors ? exponent : 0);
+  const float folded = PowerOfTwo(table.has_factors ? 0 : exponent);
+  table.step *= folded;
+  table.base *= folded;
   return table;
 }
 

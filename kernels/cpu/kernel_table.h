@@ -107,6 +107,7 @@ struct ScoreTable {
   const uint8_t* weights;  // [words][2][4], 1 to kMaxWeight
   float step;
   float base;
+  bool has_factors;     // else they are 1
   Pow2Factors factors;  // of the whole score
   float bias;           // what is added to it then
 };

@@ -33,7 +33,7 @@ struct CpuCellCodec::Tiles {
   // between scores and values.
   static constexpr uint32_t kMost = 16;
   // Keys are prefetched so many tiles ahead, half a KiB each and more.
-  static constexpr uint32_t kAhead = 16;
+  static constexpr uint32_t kAhead = 8;
 
   uint32_t num_pieces = 0;
   std::array<CellTokens, kMost> pieces;  // of cells; whole tiles where they meet

@@ -61,6 +61,7 @@ class PoolMemory final : public Contender {
     const SteadyClock clock;
     BlockPool::Options options;
     options.budget_bytes = blocks_ * slot_bytes_ * 11 / 10 + (size_t{64} << 20);
+    options.event_capacity = 0;  // what watchers may still read is no block's overhead
     BlockPool pool(options, &clock);
     for (uint64_t number = 0; number < blocks_; ++number) {
       SKETCHKV_RETURN_IF_ERROR(Put(&pool, number));

@@ -44,6 +44,7 @@ bool SplitMessage(const grpc::ByteBuffer& buffer, google::protobuf::MessageLite*
   if (!reader.status().ok()) return false;
   CodedInputStream input(&reader);
   std::string rest;
+  size_t begin = 0, end = 0;  // of the last bulk field: it is the one that counts
   {
     google::protobuf::io::StringOutputStream rest_stream(&rest);
     CodedOutputStream output(&rest_stream);
@@ -52,13 +53,15 @@ bool SplitMessage(const grpc::ByteBuffer& buffer, google::protobuf::MessageLite*
         if (!WireFormatLite::SkipField(&input, tag, &output)) return false;
         continue;
       }
-      uint32_t size = 0;
-      if (!input.ReadVarint32(&size)) return false;
-      const size_t begin = input.CurrentPosition();
-      if (begin + size > buffer.Length() || !input.Skip(static_cast<int>(size))) return false;
-      *bulk = SlicesOf(buffer, begin, begin + size);
+      uint64_t size = 0;
+      if (!input.ReadVarint64(&size)) return false;
+      begin = input.CurrentPosition();
+      if (size > buffer.Length() - begin || !input.Skip(static_cast<int>(size))) return false;
+      end = begin + size;
     }
   }
+  // Once: a message of nothing but such fields must not cost its slices for each of them.
+  if (begin < end) *bulk = SlicesOf(buffer, begin, end);
   return input.ConsumedEntireMessage() && message->ParseFromString(rest);
 }
 

@@ -11,7 +11,6 @@ void Payload::Append(std::span<const std::byte> bytes, std::shared_ptr<const voi
 }
 
 void Payload::Append(const Payload& more) {
-  fragments_.reserve(fragments_.size() + more.fragments_.size());
   for (const Fragment& fragment : more.fragments_) Append(fragment.bytes, fragment.owner);
 }
 

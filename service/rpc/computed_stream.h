@@ -10,13 +10,15 @@
 #include "service/rpc/inflight.h"
 #include "service/rpc/service_context.h"
 #include "service/rpc/status.h"
+#include "service/rpc/write_watch.h"
 
 namespace sketchkv {
 
-// A server stream whose messages are all made by one task on the executor, then written. Refusals
-// carry gRPC's retry hint. Deletes itself.
+// A server stream whose messages are all made by one task on the executor, then written, each in
+// its time: what an unread answer holds is given back. Refusals carry gRPC's retry hint. Deletes
+// itself.
 template <typename Response>
-class ComputedStream final : public grpc::ServerWriteReactor<Response> {
+class ComputedStream final : public grpc::ServerWriteReactor<Response>, private WriteWatch::Stream {
  public:
   struct Result {
     std::deque<Response> messages;
@@ -26,7 +28,8 @@ class ComputedStream final : public grpc::ServerWriteReactor<Response> {
 
   ComputedStream(const ServiceContext& service, grpc::CallbackServerContext* call,
                  uint32_t timeout_ms, std::function<Result()> compute)
-      : call_(call) {
+      : service_(service), call_(call) {
+    service_.writes->Add(this);
     const auto fail = [this](absl::Status why) {
       Begin({.messages = {}, .status = std::move(why), .hold = nullptr});
     };
@@ -38,7 +41,13 @@ class ComputedStream final : public grpc::ServerWriteReactor<Response> {
     if (!submitted.ok()) fail(submitted);
   }
 
+  ~ComputedStream() override { service_.writes->Remove(this); }
+
   void OnWriteDone(bool ok) override {
+    {
+      MutexLock lock(&mu_);
+      write_end_ = TimePoint::max();
+    }
     if (!ok) result_.messages.clear();
     WriteNext();
   }
@@ -58,10 +67,22 @@ class ComputedStream final : public grpc::ServerWriteReactor<Response> {
     }
     outgoing_ = std::move(result_.messages.front());
     result_.messages.pop_front();
+    {
+      MutexLock lock(&mu_);
+      write_end_ = service_.clock->Now() + service_.max_timeout;
+    }
     this->StartWrite(&outgoing_);
   }
 
+  void CancelIfLate(TimePoint now) override {
+    MutexLock lock(&mu_);
+    if (now >= write_end_) call_->TryCancel();
+  }
+
+  const ServiceContext& service_;
   grpc::CallbackServerContext* const call_;
+  Mutex mu_;
+  TimePoint write_end_ SKETCHKV_GUARDED_BY(mu_) = TimePoint::max();
   std::atomic<bool> cancelled_{false};
   Result result_;
   Response outgoing_;

@@ -47,6 +47,7 @@ absl::StatusOr<std::shared_ptr<Segment>> Segment::Create(uint64_t bytes) {
 }
 
 Segment::~Segment() {
+  if (discard_) (void)madvise(bytes_.data(), bytes_.size(), MADV_REMOVE);
   munmap(bytes_.data(), bytes_.size());
   close(fd_);
 }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -16,8 +17,9 @@ using SegmentToken = std::array<uint8_t, 16>;
 [[nodiscard]] absl::StatusOr<SegmentToken> NewSegmentToken();
 
 // Memory shared with one client. Its pages are there from the start and its size is sealed, so that
-// nothing the client does makes an access fault or grow the server. The bytes change whenever the
-// client likes: read each once.
+// the client cannot make an access fault by shrinking it, nor grow it. (It may punch holes; those
+// are filled again where the system overcommits memory.) The bytes change whenever the client
+// likes: read each once.
 class Segment {
  public:
   // RESOURCE_EXHAUSTED when the system has no memory for it. `bytes` is a multiple of the page
@@ -28,6 +30,10 @@ class Segment {
   Segment& operator=(const Segment&) = delete;
 
   [[nodiscard]] int fd() const { return fd_; }
+  // The client is gone: its pages go with the segment, whoever still holds the descriptor. Else
+  // they would live, charged to this process, for as long as that. Not for a client that is there:
+  // it would send the zeros.
+  void DiscardAtEnd() { discard_ = true; }
   [[nodiscard]] uint64_t size() const { return bytes_.size(); }
   // INVALID_ARGUMENT with both numbers for bytes outside.
   [[nodiscard]] absl::StatusOr<std::span<std::byte>> View(uint64_t offset, uint64_t length) const;
@@ -39,6 +45,7 @@ class Segment {
 
   const int fd_;
   const std::span<std::byte> bytes_;
+  std::atomic<bool> discard_ = false;
 };
 
 }  // namespace sketchkv

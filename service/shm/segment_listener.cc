@@ -3,6 +3,7 @@
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -23,6 +24,8 @@ namespace {
 
 // Connections at once; each may hold a descriptor and a segment.
 constexpr size_t kMaxClients = 256;
+// In which a connection must ask for its segment.
+constexpr std::chrono::seconds kAskTime{2};
 
 absl::Status SystemError(absl::string_view what, const std::string& path) {
   return absl::UnavailableError(absl::StrCat(what, " ", path, ": ", std::strerror(errno)));
@@ -30,10 +33,16 @@ absl::Status SystemError(absl::string_view what, const std::string& path) {
 
 // A socket left by a server that is gone is removed; one that answers is not.
 absl::Status RemoveStale(const std::string& path, const sockaddr_un& address) {
-  const int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+  struct stat info = {};
+  if (lstat(path.c_str(), &info) != 0) return absl::OkStatus();
+  if (!S_ISSOCK(info.st_mode)) {
+    return absl::InvalidArgumentError(absl::StrCat(path, " is there and no socket"));
+  }
+  const int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (fd < 0) return SystemError("no socket for", path);
   const absl::Cleanup close_fd = [fd] { close(fd); };
-  if (connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0) {
+  const int result = connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address));
+  if (result == 0 || errno == EAGAIN) {  // or its queue is full
     return absl::UnavailableError(absl::StrCat("another server listens at ", path));
   }
   if (errno == ECONNREFUSED && unlink(path.c_str()) != 0) return SystemError("cannot remove", path);
@@ -100,38 +109,50 @@ SegmentListener::~SegmentListener() {
   const uint64_t one = 1;
   (void)!write(stop_fd_, &one, sizeof(one));
   thread_.join();
+  unlink(path_.c_str());  // while nobody else can have bound there
   close(stop_fd_);
   close(listen_fd_);
-  unlink(path_.c_str());
 }
 
 void SegmentListener::Work() {
-  const auto end = [this](std::map<int, Client>::iterator it) {
-    if (it->second.granted) table_->Remove(it->second.token);
-    close(it->first);
-    return clients_.erase(it);
-  };
   while (true) {
     std::vector<pollfd> polled = {{stop_fd_, POLLIN, 0}, {listen_fd_, POLLIN, 0}};
     for (const auto& [fd, client] : clients_) polled.push_back({fd, POLLIN, 0});
-    if (poll(polled.data(), polled.size(), -1) < 0) continue;  // EINTR
+    const int second_ms = 1000;
+    if (poll(polled.data(), polled.size(), second_ms) < 0) continue;  // EINTR
     if (polled[0].revents != 0) break;
     for (size_t i = 2; i < polled.size(); ++i) {
       if (polled[i].revents == 0) continue;
       const auto it = clients_.find(polled[i].fd);
-      if (!Serve(it->first, &it->second)) end(it);
+      if (!Serve(it->first, &it->second)) End(it->first, /*client_is_gone=*/true);
     }
     if (polled[1].revents != 0) Accept();
+    EndSilent();
   }
-  for (auto it = clients_.begin(); it != clients_.end();) it = end(it);
+  while (!clients_.empty()) End(clients_.begin()->first, /*client_is_gone=*/false);
+}
+
+void SegmentListener::End(int fd, bool client_is_gone) {
+  const auto it = clients_.find(fd);
+  if (it->second.granted) table_->Remove(it->second.token, client_is_gone);
+  close(fd);
+  clients_.erase(it);
+}
+
+void SegmentListener::EndSilent() {
+  const auto now = std::chrono::steady_clock::now();
+  std::vector<int> silent;
+  for (const auto& [fd, client] : clients_) {
+    if (!client.granted && now - client.since > kAskTime) silent.push_back(fd);
+  }
+  for (const int fd : silent) End(fd, /*client_is_gone=*/true);
 }
 
 void SegmentListener::Accept() {
   const int fd = accept4(listen_fd_, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
   if (fd < 0) {
     // The connection stays in the queue: without a pause this thread would spin on it.
-    if (errno == EMFILE || errno == ENFILE)
-      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    if (errno != EAGAIN) std::this_thread::sleep_for(std::chrono::milliseconds(10));
     return;
   }
   if (clients_.size() < kMaxClients) {

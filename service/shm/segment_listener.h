@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <map>
 #include <memory>
 #include <string>
@@ -32,12 +33,16 @@ class SegmentListener {
   struct Client {
     bool granted = false;
     SegmentToken token{};
+    std::chrono::steady_clock::time_point since = std::chrono::steady_clock::now();
   };
 
   SegmentListener(std::string path, SegmentTable* table, int listen_fd, int stop_fd,
                   const SegmentToken& server);
   void Work();
   void Accept();
+  // Ends connections that have not asked in time: they would keep others out.
+  void EndSilent();
+  void End(int fd, bool client_is_gone);
   // False when the connection has ended or is to end.
   bool Serve(int fd, Client* client);
 

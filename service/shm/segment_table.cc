@@ -41,12 +41,13 @@ absl::StatusOr<SegmentTable::Added> SegmentTable::Add(uint64_t bytes) {
   return Added{token, std::move(segment)};
 }
 
-void SegmentTable::Remove(const SegmentToken& token) {
+void SegmentTable::Remove(const SegmentToken& token, bool client_is_gone) {
   std::shared_ptr<Segment> removed;  // goes after the lock
   MutexLock lock(&mu_);
   const auto it = segments_.find(token);
   if (it == segments_.end()) return;
   removed = std::move(it->second);
+  if (client_is_gone) removed->DiscardAtEnd();
   segments_.erase(it);
 }
 

@@ -28,7 +28,8 @@ class SegmentTable {
   // RESOURCE_EXHAUSTED with the numbers when all together would be too large.
   [[nodiscard]] absl::StatusOr<Added> Add(uint64_t bytes);
   // What requests under way still refer to goes with the last of them, and counts until then.
-  void Remove(const SegmentToken& token);
+  // client_is_gone: nobody reads the bytes any more.
+  void Remove(const SegmentToken& token, bool client_is_gone);
   // UNAVAILABLE for a token of no segment.
   [[nodiscard]] absl::StatusOr<std::shared_ptr<Segment>> Find(absl::string_view token) const;
   [[nodiscard]] uint64_t used_bytes() const;

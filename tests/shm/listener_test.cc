@@ -1,10 +1,14 @@
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #include <chrono>
+#include <cstdio>
 #include <cstring>
+#include <fstream>
 #include <thread>
 
 #include "proto/segment_socket.h"
@@ -35,6 +39,26 @@ bool Ask(int fd, uint64_t bytes, SegmentGrant* grant) {
   ask.bytes = bytes;
   return send(fd, &ask, sizeof(ask), MSG_NOSIGNAL) == sizeof(ask) &&
          recv(fd, grant, sizeof(*grant), 0) == sizeof(*grant);
+}
+
+// The segment's, of a request that is granted.
+int AskForDescriptor(int socket_fd, uint64_t bytes) {
+  SegmentAsk ask;
+  ask.bytes = bytes;
+  EXPECT_EQ(send(socket_fd, &ask, sizeof(ask), MSG_NOSIGNAL), sizeof(ask));
+  SegmentGrant grant;
+  iovec part = {&grant, sizeof(grant)};
+  msghdr message = {};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  message.msg_control = control;
+  message.msg_controllen = sizeof(control);
+  EXPECT_EQ(recvmsg(socket_fd, &message, MSG_CMSG_CLOEXEC), sizeof(grant));
+  EXPECT_EQ(grant.code, 0);
+  int fd = -1;
+  std::memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(fd));
+  return fd;
 }
 
 void WaitForUse(const SegmentTable& table, uint64_t bytes) {
@@ -71,6 +95,51 @@ TEST(SegmentListenerTest, AConnectionHasASegmentAndItsEndFreesIt) {
   close(b);
   close(c);
   WaitForUse(table, 0);
+}
+
+// A client that ends its connection and keeps the descriptor must not keep the memory, which is the
+// server's; one whose server ends keeps its bytes, since it may still read them.
+TEST(SegmentListenerTest, MemoryGoesWithTheClientThatLeavesWhateverDescriptorIsKept) {
+  SegmentTable table({.client_bytes = kMiB, .total_bytes = 2 * kMiB});
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(auto listener, SegmentListener::Start(SocketPath(), &table));
+  const auto blocks = [](int fd) {
+    struct stat info = {};
+    EXPECT_EQ(fstat(fd, &info), 0);
+    return info.st_blocks;
+  };
+  const int leaver = Connect(listener->path()), stayer = Connect(listener->path());
+  const int kept = AskForDescriptor(leaver, kMiB), used = AskForDescriptor(stayer, kMiB);
+  EXPECT_GT(blocks(kept), 0);
+  close(leaver);
+  WaitForUse(table, kMiB);
+  EXPECT_EQ(blocks(kept), 0);
+  listener = nullptr;
+  EXPECT_EQ(table.used_bytes(), 0);
+  EXPECT_GT(blocks(used), 0);
+  for (const int fd : {kept, used, stayer}) close(fd);
+}
+
+TEST(SegmentListenerTest, AConnectionThatDoesNotAskIsEnded) {
+  SegmentTable table({.client_bytes = kMiB, .total_bytes = kMiB});
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto listener, SegmentListener::Start(SocketPath(), &table));
+  const int silent = Connect(listener->path());
+  pollfd polled = {silent, POLLIN, 0};
+  ASSERT_EQ(poll(&polled, 1, 20'000), 1);
+  char byte = 0;
+  EXPECT_EQ(recv(silent, &byte, 1, 0), 0);
+  close(silent);
+}
+
+TEST(SegmentListenerTest, AFileThatIsNoSocketIsLeftAlone) {
+  const std::string path = SocketPath() + ".txt";
+  std::ofstream(path) << "precious";
+  SegmentTable table({.client_bytes = kMiB, .total_bytes = kMiB});
+  EXPECT_THAT(SegmentListener::Start(path, &table),
+              StatusIs(absl::StatusCode::kInvalidArgument, {path, "no socket"}));
+  std::string text;
+  std::ifstream(path) >> text;
+  EXPECT_EQ(text, "precious");
+  std::remove(path.c_str());
 }
 
 TEST(SegmentListenerTest, WhatIsNoRequestEndsTheConnection) {

@@ -74,7 +74,7 @@ TEST(SegmentTableTest, ASegmentCountsUntilTheLastRequestOverItEnds) {
     token = added.token;
     SKETCHKV_ASSERT_OK_AND_ASSIGN(request, table.Find(Text(token)));
   }
-  table.Remove(token);
+  table.Remove(token, /*client_is_gone=*/true);
   EXPECT_THAT(table.Find(Text(token)), StatusIs(absl::StatusCode::kUnavailable));
   EXPECT_EQ(table.used_bytes(), 4 * kPage);
   std::memset(request->View(0, 4 * kPage)->data(), 1, 4 * kPage);  // still mapped

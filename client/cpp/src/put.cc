@@ -43,7 +43,7 @@ class PutItem final : public StreamItem<v1::PutRequest, v1::PutResponse> {
   absl::StatusOr<bool> Fill(size_t index, v1::PutRequest* request,
                             std::vector<grpc::Slice>* bulk) override {
     if (index == 0) SKETCHKV_RETURN_IF_ERROR(Begin(request->mutable_header()));
-    if (segment_ != nullptr) return false;  // nothing travels
+    if (shared_) return false;  // nothing travels
     const bool more = payload_.Next(bulk);
     if (!more) payload_ = {};  // sent: another round encodes anew
     return more;
@@ -103,6 +103,7 @@ class PutItem final : public StreamItem<v1::PutRequest, v1::PutResponse> {
 
   // Names the payload's place in shared memory, where it is or is copied to; false: there is none.
   bool Share(std::span<const std::byte> bytes, v1::PutHeader* header) {
+    shared_ = false;
     segment_ = segments_->Get(deadline_);
     if (segment_ == nullptr) return false;
     std::optional<v1::SegmentRef> ref = segment_->Find(bytes);
@@ -116,6 +117,7 @@ class PutItem final : public StreamItem<v1::PutRequest, v1::PutResponse> {
       ref = segment_->Find(region_->bytes());
     }
     *header->mutable_segment() = *std::move(ref);
+    shared_ = true;
     return true;
   }
 
@@ -127,7 +129,10 @@ class PutItem final : public StreamItem<v1::PutRequest, v1::PutResponse> {
   const BlockCodec* codec_ = nullptr;  // of model_, with encode_
   PartRange range_;
   ChunkedPayload payload_;
-  std::shared_ptr<SharedSegment> segment_;         // where the payload is shared
+  // Where the payload is shared. The writer alone asks `shared_`: an answer may end the item, and
+  // with it the other two, while later messages are still being filled.
+  bool shared_ = false;
+  std::shared_ptr<SharedSegment> segment_;
   std::unique_ptr<SharedSegment::Region> region_;  // where it was copied there
   PutResult result_;
 };

@@ -25,6 +25,9 @@ namespace {
 constexpr uint64_t kGuardBytes = RegionAllocator::kAlignment;
 // The server's thread makes the segment's pages before it answers.
 constexpr int kAnswerMs = 5'000;
+// How long a payload waits for room that others are about to free before it travels: what is in
+// their way may be a buffer that its owner keeps.
+constexpr std::chrono::milliseconds kPatience{100};
 
 absl::Status SystemError(absl::string_view what, const std::string& path) {
   return absl::UnavailableError(absl::StrCat(what, " ", path, ": ", std::strerror(errno)));
@@ -122,7 +125,7 @@ bool SharedSegment::alive() const {
 }
 
 std::unique_ptr<SharedSegment::Region> SharedSegment::TryAllocate(uint64_t bytes, bool temporary) {
-  if (bytes > memory_.size()) return nullptr;
+  if (bytes > memory_.size() - kGuardBytes) return nullptr;
   const std::optional<uint64_t> offset = regions_.Allocate(kGuardBytes + bytes);
   if (!offset) return nullptr;
   SetGuard(*offset);
@@ -137,7 +140,9 @@ std::unique_ptr<SharedSegment::Region> SharedSegment::Allocate(uint64_t bytes) {
 
 std::unique_ptr<SharedSegment::Region> SharedSegment::AllocateTemporary(uint64_t bytes,
                                                                         TimePoint deadline) {
+  deadline = std::min(deadline, std::chrono::steady_clock::now() + kPatience);
   MutexLock lock(&mu_);
+  if (bytes > memory_.size() - kGuardBytes) return nullptr;
   while (true) {
     std::unique_ptr<Region> region = TryAllocate(bytes, /*temporary=*/true);
     // Where nothing is on its way, waiting would be for the caller's own buffers.

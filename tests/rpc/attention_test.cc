@@ -22,7 +22,8 @@ struct StoredChain {
     for (const RawPart& part : parts) {
       const RawPartFormat format(model->layout(), part.layout.range, 16, RawOrder::kNhd);
       const auto* base = reinterpret_cast<const std::byte*>(part.payload.data());
-      const RowsView view = keys ? format.Keys(base, layer, head) : format.Values(base, layer, head);
+      const RowsView view =
+          keys ? format.Keys(base, layer, head) : format.Values(base, layer, head);
       for (uint32_t t = 0; t < 16; ++t) {
         std::vector<float> row(keys ? 32 : 16);
         std::memcpy(row.data(), view.data + t * view.stride_bytes, row.size() * sizeof(float));
@@ -53,16 +54,17 @@ struct StoredChain {
   // Checks the answer of Request(id, layers).
   void ExpectAnswer(const v1::AttentionRequest& request, const std::string& payload) {
     ASSERT_EQ(payload.size(), request.items_size() * 4 * (16 + 1) * sizeof(float));
-    std::vector<float> answer(payload.size() / sizeof(float)), queries(request.queries().size() / 4);
+    std::vector<float> answer(payload.size() / sizeof(float)),
+        queries(request.queries().size() / 4);
     std::memcpy(answer.data(), payload.data(), payload.size());
     std::memcpy(queries.data(), request.queries().data(), request.queries().size());
     for (int i = 0; i < request.items_size(); ++i) {
       for (uint32_t head = 0; head < 4; ++head) {
         const float* row = queries.data() + (i * 4 + head) * 32;
-        const DoubleAttention expected = AttendInDouble(
-            Rows(request.items(i).layer(), head / 2, true),
-            Rows(request.items(i).layer(), head / 2, false), std::vector<double>(row, row + 32),
-            1 / std::sqrt(32.0), 0, 16);
+        const DoubleAttention expected =
+            AttendInDouble(Rows(request.items(i).layer(), head / 2, true),
+                           Rows(request.items(i).layer(), head / 2, false),
+                           std::vector<double>(row, row + 32), 1 / std::sqrt(32.0), 0, 16);
         const float* item = answer.data() + i * 4 * 17;
         for (int c = 0; c < 16; ++c) EXPECT_NEAR(item[head * 16 + c], expected.out[c], 1e-4);
         EXPECT_NEAR(item[4 * 16 + head], expected.lse, 1e-4);
@@ -149,6 +151,34 @@ TEST(AttentionRpcTest, ScoresComeInChunksOfTokens) {
 }
 
 // 4 heads over a context of several megabytes of logits, in two items.
+// Without a deadline and without reading, a call would hold what it was admitted for ever.
+TEST(AttentionRpcTest, ScoresThatNobodyReadsGiveBackWhatTheyHold) {
+  RpcFixture f;
+  v1::RegisterModelRequest tall = RpcFixture::ModelRequest("tall", "qjl");
+  tall.mutable_layout()->set_block_tokens(1024);
+  v1::Model registered;
+  ASSERT_TRUE(f.Register(tall, &registered).ok());
+  f.PutOk("tall", 1, 0, RandomPart(**f.registry.Get(0, "tall"), {}, 1024, 1));
+  v1::AttentionRequest request;
+  request.set_model("tall");
+  request.set_queries_per_kv_head(128);
+  v1::AttentionItem* item = request.add_items();
+  item->set_tip(HashBytes(1));
+  item->set_num_query_tokens(16);
+  request.set_queries(std::string(size_t{16} * 256 * 32 * sizeof(float), 0));
+  grpc::ClientContext call;
+  const auto stream = f.attention->Score(&call, request);  // 16 MiB of logits in several messages
+  v1::ScoreResponse response;
+  ASSERT_TRUE(stream->Read(&response));
+  f.writes.Sweep(f.clock.Now());
+  EXPECT_GT(f.inflight.used(), 0) << "it still has time";
+  f.writes.Sweep(f.clock.Now() + 2 * f.context.max_timeout);
+  f.ExpectNothingInFlight();
+  while (stream->Read(&response)) {
+  }
+  EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::CANCELLED);
+}
+
 TEST(AttentionRpcTest, LongScoresComeInSeveralChunksThatJoin) {
   RpcFixture f;
   v1::RegisterModelRequest tall = RpcFixture::ModelRequest("tall", "qjl");
@@ -172,8 +202,7 @@ TEST(AttentionRpcTest, LongScoresComeInSeveralChunksThatJoin) {
   request.set_queries(queries.data(), queries.size() * sizeof(float));
   AttentionRequest direct{.model = model, .queries_per_kv_head = 128, .queries = queries};
   for (const uint32_t layer : {0, 1}) {
-    AttentionItem item{
-        .tip = TestHash(2), .layer = layer, .head_count = 2, .num_query_tokens = 3};
+    AttentionItem item{.tip = TestHash(2), .layer = layer, .head_count = 2, .num_query_tokens = 3};
     item.options.softmax_scale = 1 / std::sqrt(32.0f);
     direct.items.push_back(item);
   }
@@ -193,8 +222,8 @@ TEST(AttentionRpcTest, LongScoresComeInSeveralChunksThatJoin) {
     ASSERT_LE(response.payload().size(), kMaxChunkBytes);
     ASSERT_EQ(response.payload().size(), 768 * response.token_count() * sizeof(float));
     for (const uint32_t row : {0u, 401u, 767u}) {
-      const float* logits = expected[response.item()].logits.data() + row * 1724 +
-                            response.token_begin();
+      const float* logits =
+          expected[response.item()].logits.data() + row * 1724 + response.token_begin();
       ASSERT_EQ(std::memcmp(logits,
                             response.payload().data() +
                                 size_t{row} * response.token_count() * sizeof(float),
@@ -217,7 +246,7 @@ TEST(AttentionRpcTest, WhatTheEngineMakesForAnAnswerIsAdmitted) {
   v1::AttentionRequest request;
   request.set_request_id(1);
   request.set_model("m");
-  request.set_queries_per_kv_head(64);
+  request.set_queries_per_kv_head(12);
   v1::AttentionItem* item = request.add_items();
   item->set_tip(HashBytes(1));
   item->set_num_query_tokens(1);
@@ -232,7 +261,8 @@ TEST(AttentionRpcTest, WhatTheEngineMakesForAnAnswerIsAdmitted) {
   ASSERT_TRUE(RpcFixture::Exchange(stream.get(), {request}, &responses).ok());
   ASSERT_EQ(responses.size(), 1);
   ExpectItem(responses[0].status(), grpc::StatusCode::RESOURCE_EXHAUSTED, {needed, "50000"});
-  const auto scores = f.attention->Score(&score_call, request);  // 3 * 128 * 16 * 4 bytes and a little: fits
+  const auto scores =
+      f.attention->Score(&score_call, request);  // 3 * 128 * 16 * 4 bytes and a little: fits
   v1::ScoreResponse score;
   EXPECT_TRUE(scores->Read(&score));
   EXPECT_FALSE(scores->Read(&score));
@@ -250,7 +280,7 @@ TEST(AttentionRpcTest, AnswersLargerThanAMessageAreRefused) {
   f.PutOk("narrow", 1, 0, RandomPart(**f.registry.Get(0, "narrow"), {}, 16, 1));
   v1::AttentionRequest request;
   request.set_model("narrow");
-  request.set_queries_per_kv_head(64);
+  request.set_queries_per_kv_head(12);
   v1::AttentionItem* item = request.add_items();
   item->set_tip(HashBytes(1));
   item->set_num_query_tokens(64);

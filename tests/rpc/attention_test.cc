@@ -246,7 +246,7 @@ TEST(AttentionRpcTest, WhatTheEngineMakesForAnAnswerIsAdmitted) {
   v1::AttentionRequest request;
   request.set_request_id(1);
   request.set_model("m");
-  request.set_queries_per_kv_head(12);
+  request.set_queries_per_kv_head(64);
   v1::AttentionItem* item = request.add_items();
   item->set_tip(HashBytes(1));
   item->set_num_query_tokens(1);
@@ -280,7 +280,7 @@ TEST(AttentionRpcTest, AnswersLargerThanAMessageAreRefused) {
   f.PutOk("narrow", 1, 0, RandomPart(**f.registry.Get(0, "narrow"), {}, 16, 1));
   v1::AttentionRequest request;
   request.set_model("narrow");
-  request.set_queries_per_kv_head(12);
+  request.set_queries_per_kv_head(64);
   v1::AttentionItem* item = request.add_items();
   item->set_tip(HashBytes(1));
   item->set_num_query_tokens(64);

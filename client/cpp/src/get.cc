@@ -60,6 +60,7 @@ class GetItem final : public StreamItem<v1::GetRequest, v1::GetResponse> {
   absl::Status Complete() override {
     if (region_ != nullptr) {
       const auto bytes = region_->bytes().first(WantBytes(result_.num_tokens));
+      ReservePayload(bytes.size(), &result_.payload);
       result_.payload.assign(bytes.begin(), bytes.end());
       return absl::OkStatus();
     }

@@ -1,5 +1,7 @@
 #include "client/cpp/src/payload.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 
 #include "absl/strings/escaping.h"
@@ -43,6 +45,15 @@ absl::Status CheckPartAnswered(const v1::PartLayout& part, const v1::PartLayout&
   return CheckField("format_version", part.format_version(), want.format_version());
 }
 
+void ReservePayload(uint64_t size, std::vector<std::byte>* payload) {
+  constexpr size_t kHugeBytes = size_t{2} << 20;
+  payload->reserve(size);
+  const size_t before = -reinterpret_cast<uintptr_t>(payload->data()) % kHugeBytes;
+  if (payload->capacity() < before + kHugeBytes) return;
+  const size_t whole = (payload->capacity() - before) / kHugeBytes * kHugeBytes;
+  (void)madvise(payload->data() + before, whole, MADV_HUGEPAGE);
+}
+
 bool ChunkedPayload::Next(std::vector<grpc::Slice>* out) {
   const uint64_t end =
       raw_ ? RawChunkEnd(*raw_, sent_) : std::min<uint64_t>(bytes_.size(), sent_ + kMaxChunkBytes);
@@ -63,7 +74,7 @@ void ReceivedPayload::Begin(const v1::PartLayout& part, uint64_t want_bytes) {
   begun_ = true;
   want_bytes_ = want_bytes;
   checksum_ = part.checksum();
-  bytes_.reserve(std::min(want_bytes, kMaxReserveBytes));
+  ReservePayload(std::min(want_bytes, kMaxReserveBytes), &bytes_);
 }
 
 absl::Status ReceivedPayload::Append(const std::vector<grpc::Slice>& chunk) {

@@ -42,6 +42,10 @@ class ChunkedPayload {
 [[nodiscard]] absl::Status CheckPartAnswered(const v1::PartLayout& part,
                                              const v1::PartLayout& want);
 
+// payload->reserve(size), asking for huge pages: to fault in small ones takes longer than to copy a
+// payload into them.
+void ReservePayload(uint64_t size, std::vector<std::byte>* payload);
+
 // A payload on its way in.
 class ReceivedPayload {
  public:

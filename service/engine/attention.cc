@@ -77,12 +77,15 @@ class SharedQueries {
  public:
   void AddUser() { ++users_; }  // before any thread uses it
 
-  // Calls use(queries), once for each user.
+  // Calls use(queries), once for each user. True for the one that ends last: what the others did is
+  // done.
   template <typename Prepare, typename Use>
-  void With(const Prepare& prepare, const Use& use) {
+  bool With(const Prepare& prepare, const Use& use) {
     std::call_once(once_, [&] { queries_ = prepare(); });
     use(*queries_);
-    if (users_.fetch_sub(1) == 1) queries_ = nullptr;
+    if (users_.fetch_sub(1) != 1) return false;
+    queries_ = nullptr;
+    return true;
   }
 
  private:
@@ -200,6 +203,30 @@ void MergePartial(const AttentionPartial& from, AttentionPartial* into) {
   }
 }
 
+// The partials of the units of the same rows as units[index], in token order.
+std::span<AttentionPartial> PartialsOfRows(const std::vector<Unit>& units, size_t index,
+                                           std::vector<AttentionPartial>& partials) {
+  size_t begin = index, end = index + 1;
+  while (begin > 0 && units[begin - 1].rows == units[index].rows) --begin;
+  while (end < units.size() && units[end].rows == units[index].rows) ++end;
+  return std::span(partials).subspan(begin, end - begin);
+}
+
+// Normalises `merged` and writes the unit's rows to their places in `result`.
+void FinishRows(const AttentionRequest& request, const ItemShape& shape, const Unit& unit,
+                const AttentionPartial& merged, AttentionResult* result) {
+  const uint32_t value_dim = request.model->layout().value_dim;
+  std::vector<float> out(size_t{unit.num_rows} * value_dim);
+  std::vector<float> lse(unit.num_rows);
+  CodecOf(request, unit).Finish(merged, out.data(), lse.data());
+  for (uint32_t row = 0; row < unit.num_rows; ++row) {
+    const size_t to = RowIndex(request, shape, unit.head, unit.row_begin + row);
+    std::copy_n(out.data() + size_t{row} * value_dim, value_dim,
+                result->out.data() + to * value_dim);
+    result->lse[to] = lse[row];
+  }
+}
+
 float CapLogit(float score, const AttentionOptions& options) {
   const float logit = score * options.softmax_scale;
   if (options.logit_softcap <= 0.0f) return logit;
@@ -298,45 +325,29 @@ absl::StatusOr<std::vector<AttentionResult>> ComputeAttention(const AttentionReq
   const std::vector<Unit> units = SplitWork(request, shapes, targets);
   std::vector<SharedQueries> shared = ShareQueries(units);
   std::vector<AttentionPartial> partials(units.size());
-  SKETCHKV_RETURN_IF_ERROR(RunUnits(request, units.size(), executor, [&](size_t i) {
-    const Unit& unit = units[i];
-    const AttentionItem& item = request.items[unit.item];
-    const CellCodec& codec = CodecOf(request, unit);
-    partials[i] = codec.NewPartial(unit.num_rows);
-    const std::vector<CellTokens> cells = CellsOf(model, item, *targets[unit.item], unit);
-    shared[unit.rows].With([&] { return PrepareUnit(request, shapes[unit.item], unit); },
-                           [&](const PreparedQueries& queries) {
-                             codec.Attend(cells, queries, item.options, &partials[i]);
-                           });
-  }));
-
   std::vector<AttentionResult> results(request.items.size());
   for (size_t i = 0; i < results.size(); ++i) {
     const size_t rows = size_t{request.items[i].num_query_tokens} * shapes[i].query_heads;
     results[i].out.resize(rows * value_dim);
     results[i].lse.resize(rows);
   }
-  // What is merged stands together: units of the same rows.
-  std::vector<size_t> firsts;
-  for (size_t i = 0; i < units.size(); ++i) {
-    if (i == 0 || units[i].rows != units[i - 1].rows) firsts.push_back(i);
-  }
-  SKETCHKV_RETURN_IF_ERROR(RunUnits(request, firsts.size(), executor, [&](size_t group) {
-    const size_t first = firsts[group];
-    const Unit& unit = units[first];
-    for (size_t i = first + 1; i < units.size() && units[i].rows == unit.rows; ++i) {
-      MergePartial(partials[i], &partials[first]);
-    }
-    std::vector<float> out(size_t{unit.num_rows} * value_dim);
-    std::vector<float> lse(unit.num_rows);
-    CodecOf(request, unit).Finish(partials[first], out.data(), lse.data());
-    AttentionResult& result = results[unit.item];
-    for (uint32_t row = 0; row < unit.num_rows; ++row) {
-      const size_t to = RowIndex(request, shapes[unit.item], unit.head, unit.row_begin + row);
-      std::copy_n(out.data() + size_t{row} * value_dim, value_dim,
-                  result.out.data() + to * value_dim);
-      result.lse[to] = lse[row];
-    }
+  SKETCHKV_RETURN_IF_ERROR(RunUnits(request, units.size(), executor, [&](size_t i) {
+    const Unit& unit = units[i];
+    const AttentionItem& item = request.items[unit.item];
+    const CellCodec& codec = CodecOf(request, unit);
+    partials[i] = codec.NewPartial(unit.num_rows);
+    const std::vector<CellTokens> cells = CellsOf(model, item, *targets[unit.item], unit);
+    const bool last =
+        shared[unit.rows].With([&] { return PrepareUnit(request, shapes[unit.item], unit); },
+                               [&](const PreparedQueries& queries) {
+                                 codec.Attend(cells, queries, item.options, &partials[i]);
+                               });
+    if (!last) return;
+    // All tokens of these rows are done. A second loop over the rows would wake threads for less
+    // work than that takes.
+    const std::span<AttentionPartial> same = PartialsOfRows(units, i, partials);
+    for (size_t p = 1; p < same.size(); ++p) MergePartial(same[p], &same[0]);
+    FinishRows(request, shapes[unit.item], unit, same[0], &results[unit.item]);
   }));
   return results;
 }

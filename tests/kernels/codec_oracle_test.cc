@@ -363,7 +363,7 @@ Matrix ScoresOf(const Subject& x, const std::vector<float>& queries, uint32_t nu
 // to 1 / 16383 of the largest, or to 1 / 255 with values of two bits (AccuracyTest has how much of
 // the codec's error that is).
 double WeightBound(const CodecProfile& profile, uint32_t n) {
-  if (profile.value_codec == ValueCodec::kRaw) return 3e-5;
+  if (profile.value_codec == ValueCodec::kRaw) return 4e-6;
   const bool one_digit = profile.value_codec == ValueCodec::kBasis || profile.value_bits <= 2;
   return 3e-5 + (one_digit ? 1.0 / 255 : 1.0 / 16383) * std::sqrt(n);
 }

@@ -1,3 +1,5 @@
+// Every profile against the oracle: bytes, decoding, scores, attention. Long, since each comparison
+// needs the bounds and the subjects of the others.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 

@@ -1,0 +1,103 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+
+// The codec on a GPU: what crosses the border between host code and CUDA files. Plain structs,
+// device pointers and a stream; nothing here synchronises, allocates or logs.
+namespace sketchkv::cuda {
+
+// Dimensions, sign bits and queries of the tuned kernels.
+constexpr uint32_t kDim = 128;           // head_dim and value_dim
+constexpr uint32_t kMaxQueries = 8;      // a kv head, in one launch
+constexpr uint32_t kStepTiles = 4;       // tiles a warp works on at a time
+constexpr uint32_t kMaxKeyBlocks = 2;    // blocks of head_dim rows of the projection
+constexpr uint32_t kMaxSequences = 128;  // of one launch
+
+// How a key's planes are read.
+enum class KeyKind : uint32_t {
+  kSigns,      // 256 sign bits: qjl
+  kTwoBits,    // 128 codes of two bits: qjl2p
+  kThreeBits,  // 128 codes of three bits: qjl3p
+};
+// How a value's codes are scaled. Both have two bits.
+enum class ValueKind : uint32_t {
+  kRotated,  // Lloyd-Max levels, one scale a token
+  kRanges,   // min-max: scale and zero a token and 32 channels
+};
+
+// A cell as the tuned kernels see it (kernels/format.h): bytes from its start.
+struct CellPlan {
+  KeyKind key_kind;
+  ValueKind value_kind;
+  uint32_t block_tiles_log2;  // tiles of sixteen tokens a block
+  uint32_t scales;
+  uint32_t planes;
+  uint32_t values;
+  uint32_t ranges;
+  // Sign diagonals of the Hadamard projections: bit c % 32 of word c / 32 is set where channel c
+  // changes its sign. Keys: one for each head_dim rows.
+  uint32_t key_signs[kMaxKeyBlocks][kDim / 32];
+  uint32_t value_signs[kDim / 32];
+};
+
+// The tokens of one sequence that are queried: [token_begin, token_end) of its chain.
+struct Sequence {
+  uint32_t first_block;  // of its block table, in ChainArgs::slots
+  uint32_t token_begin;
+  uint32_t token_end;
+  // Steps of 64 tokens of the sequences before it. A step begins at a multiple of 64 tokens of the
+  // chain; a sequence of no tokens has one all the same.
+  uint32_t first_step;
+};
+
+// Which cells a launch reads, and how. The steps of all (sequence, kv head) pairs in a row are
+// dealt out to thread blocks, `share` to each.
+struct ChainArgs {
+  const uint8_t* const* slots;  // device memory: where each block of each sequence lies
+  // With the launch, so that no thread block waits for them; behind the last only first_step
+  // counts.
+  Sequence sequences[kMaxSequences + 1];
+  uint32_t num_sequences;
+  uint32_t num_kv_heads;
+  uint32_t share;
+  uint32_t num_thread_blocks;
+  size_t cell_offset;  // of kv head 0's cell in a slot
+  size_t cell_stride;  // from head to head
+};
+
+struct AttendArgs {
+  ChainArgs chain;
+  const float* queries;  // [num_sequences][num_kv_heads][num_queries][kDim]
+  uint32_t num_queries;  // a kv head, at most kMaxQueries
+  float softmax_scale;
+  float logit_softcap;  // 0: none
+  // [num_thread_blocks + num_sequences * num_kv_heads][kPartialFloats], and zeros
+  // [num_sequences][num_kv_heads], which a launch leaves zeros.
+  float* partials;
+  uint32_t* arrivals;
+  float* out;  // [num_sequences][num_kv_heads][num_queries][kDim]
+  float* lse;  // [num_sequences][num_kv_heads][num_queries]
+};
+// Outputs, maxima and sums of what a thread block does of a (sequence, kv head).
+constexpr uint32_t kPartialFloats = kMaxQueries * (kDim + 2);
+
+struct ScoreArgs {
+  ChainArgs chain;
+  const float* queries;  // as AttendArgs
+  uint32_t num_queries;
+  // [num_sequences][num_kv_heads][num_queries][stride]: the score of token t of a sequence at
+  // t - (token_begin rounded down to 64). Tokens that share a step with tokens asked for are
+  // written too.
+  float* scores;
+  size_t stride;
+};
+
+// One launch; results are there when the stream has come so far. Relative error below 1e-3 of the
+// CPU's (README.md).
+cudaError_t LaunchAttend(const CellPlan& plan, const AttendArgs& args, cudaStream_t stream);
+cudaError_t LaunchScore(const CellPlan& plan, const ScoreArgs& args, cudaStream_t stream);
+
+}  // namespace sketchkv::cuda

@@ -1,0 +1,97 @@
+#include "kernels/cuda/plan.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "kernels/cpu/cpu_codec.h"
+#include "kernels/format.h"
+
+namespace sketchkv::cuda {
+namespace {
+
+// Steps of a thread block: its four warps take one each, so shares are whole fours.
+constexpr uint32_t kSteps = 4;
+constexpr uint32_t kStepTokens = kStepTiles * kTileTokens;
+
+std::optional<KeyKind> KindOfKeys(const CodecProfile& profile) {
+  if (profile.projection != Projection::kHadamard || profile.centering != Centering::kNone ||
+      profile.num_outliers > 0) {
+    return std::nullopt;
+  }
+  if (profile.key_codec == KeyCodec::kSketch) {
+    if (profile.sign_bits == 2 * kDim) return KeyKind::kSigns;
+    return std::nullopt;
+  }
+  if (profile.key_codec != KeyCodec::kCodes) return std::nullopt;
+  if (profile.code_bits == 2) return KeyKind::kTwoBits;
+  if (profile.code_bits == 3) return KeyKind::kThreeBits;
+  return std::nullopt;
+}
+
+std::optional<ValueKind> KindOfValues(const CodecProfile& profile) {
+  if (profile.value_bits != 2) return std::nullopt;
+  if (profile.value_codec == ValueCodec::kRotated) return ValueKind::kRotated;
+  if (profile.value_codec == ValueCodec::kMinMax && profile.value_group_size == 32) {
+    return ValueKind::kRanges;
+  }
+  return std::nullopt;
+}
+
+void CopySigns(const float* signs, uint32_t* words) {
+  std::fill_n(words, kDim / 32, 0u);
+  for (uint32_t c = 0; c < kDim; ++c) words[c / 32] |= (signs[c] < 0 ? 1u : 0u) << c % 32;
+}
+
+}  // namespace
+
+std::optional<CellPlan> MakeCellPlan(const KvLayout& layout, const CodecProfile& profile) {
+  if (layout.head_dim != kDim || layout.value_dim != kDim ||
+      layout.value_source != ValueSource::kSeparate) {
+    return std::nullopt;
+  }
+  const std::optional<KeyKind> keys = KindOfKeys(profile);
+  const std::optional<ValueKind> values = KindOfValues(profile);
+  const CellFormat format = CellFormat::Make(layout, profile);
+  if (!keys || !values || layout.block_tokens % kTileTokens != 0 ||
+      !std::has_single_bit(format.num_tiles)) {
+    return std::nullopt;
+  }
+  CellPlan plan{};
+  plan.key_kind = *keys;
+  plan.value_kind = *values;
+  plan.block_tiles_log2 = std::countr_zero(format.num_tiles);
+  plan.scales = static_cast<uint32_t>(format.scales);
+  plan.planes = static_cast<uint32_t>(format.planes);
+  plan.values = static_cast<uint32_t>(format.values);
+  plan.ranges = static_cast<uint32_t>(format.ranges);
+  const SharedProjections projections = MakeProjections(layout, profile);
+  const ProjectionArgs rows = projections.keys->Args();
+  for (uint32_t block = 0; block * kDim < rows.rows; ++block) {
+    CopySigns(rows.signs + size_t{block} * kDim, plan.key_signs[block]);
+  }
+  if (projections.values != nullptr) {
+    CopySigns(projections.values->Args().signs, plan.value_signs);
+  }
+  return plan;
+}
+
+void Schedule(std::span<const TokenRange> ranges, uint32_t num_kv_heads, uint32_t most,
+              ChainArgs* chain) {
+  uint32_t steps = 0;
+  for (size_t i = 0; i < ranges.size(); ++i) {
+    const TokenRange& range = ranges[i];
+    chain->sequences[i] = {range.first_block, range.token_begin, range.token_end, steps};
+    const uint32_t end_step = (range.token_end + kStepTokens - 1) / kStepTokens;
+    const uint32_t first_step = range.token_begin / kStepTokens;
+    steps += std::max(1u, end_step - std::min(end_step, first_step));
+  }
+  chain->num_sequences = static_cast<uint32_t>(ranges.size());
+  chain->sequences[chain->num_sequences] = {0, 0, 0, steps};
+  chain->num_kv_heads = num_kv_heads;
+  const uint64_t all = uint64_t{steps} * num_kv_heads;
+  const uint64_t share = std::max<uint64_t>(1, (all + most - 1) / most);
+  chain->share = static_cast<uint32_t>((share + kSteps - 1) / kSteps * kSteps);
+  chain->num_thread_blocks = static_cast<uint32_t>((all + chain->share - 1) / chain->share);
+}
+
+}  // namespace sketchkv::cuda

@@ -1,0 +1,67 @@
+#pragma once
+
+#include <cstdint>
+
+// The instructions that CUDA C++ has no name for.
+namespace sketchkv::cuda {
+
+__device__ inline uint32_t SharedAddress(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// Sixteen bytes to shared memory, zeros unless `present`; past the first cache.
+__device__ inline void CopyAsync(uint32_t shared, const uint8_t* global, bool present) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n" ::"r"(shared),
+               "l"(global), "r"(present ? 16 : 0));
+}
+__device__ inline void CommitCopies() { asm volatile("cp.async.commit_group;\n" ::); }
+// Until at most kLeft of the latest groups are under way.
+template <int kLeft>
+__device__ inline void WaitForCopies() {
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(kLeft) : "memory");
+}
+
+__device__ inline uint4 LoadShared(uint32_t shared) {
+  uint4 x;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "r"(shared)
+               : "memory");
+  return x;
+}
+
+__device__ inline void StoreShared(uint32_t shared, uint4 x) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};\n" ::"r"(shared), "r"(x.x), "r"(x.y),
+               "r"(x.z), "r"(x.w)
+               : "memory");
+}
+
+// d += a * b, 16 x 32 by 32 x 8. With g = lane / 4 and c = lane % 4, a: rows g and g + 8 of columns
+// 4c..4c+3, then of columns 16 + 4c..; b: rows 4c.. and 16 + 4c.. of column g; d: columns 2c and
+// 2c + 1 of row g, then of row g + 8.
+__device__ inline void MultiplyBytes(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0,
+                                     uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// The same of halves, 16 x 16 by 16 x 8: a: rows g and g + 8 of columns 2c, 2c + 1, then of columns
+// 8 + 2c..; b: rows 2c.. and 8 + 2c.. of column g.
+__device__ inline void MultiplyHalves(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,
+                                      uint32_t a3, uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// 2^x.
+__device__ inline float Exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+  return y;
+}
+
+}  // namespace sketchkv::cuda

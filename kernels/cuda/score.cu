@@ -1,0 +1,99 @@
+#include "kernels/cuda/key_scores.cuh"
+
+// Scores of queries and compressed keys: as attention, without what stands behind the keys.
+namespace sketchkv::cuda {
+namespace {
+
+constexpr uint32_t kStages = 4;
+
+// Scores of a step to memory, [query][stride]: of 64 tokens in a row. A lane has sixteen of query g
+// and tile c; they go through `stage`, whose keys are no longer needed, so that lanes side by side
+// write side by side.
+__device__ inline void StoreScores(const float (&scores)[16], uint32_t stage, uint32_t lane,
+                                   uint32_t num_queries, float* out, size_t stride) {
+  const uint32_t g = lane / 4, c = lane % 4;
+  __syncwarp();
+#pragma unroll
+  for (uint32_t i = 0; i < 4; ++i) {
+    // Of 16 bytes each: number 4c + i of the row, in another order in each row for the banks' sake.
+    StoreShared(stage + g * 256 + ((4 * c + i) ^ g % 2 * 4 ^ c) * 16,
+                make_uint4(__float_as_uint(scores[4 * i]), __float_as_uint(scores[4 * i + 1]),
+                           __float_as_uint(scores[4 * i + 2]), __float_as_uint(scores[4 * i + 3])));
+  }
+  __syncwarp();
+  for (uint32_t i = 0; i < 4; ++i) {
+    const uint32_t row = 2 * i + lane / 16, at = lane % 16;
+    if (row >= num_queries) break;
+    const uint4 x = LoadShared(stage + row * 256 + (at ^ row % 2 * 4 ^ at / 4) * 16);
+    *reinterpret_cast<uint4*>(out + row * stride + 4 * at) = x;
+  }
+}
+
+template <KeyKind kKeys, ValueKind kValues>
+__global__ void __launch_bounds__(kThreads, 4)
+    Score(const __grid_constant__ CellPlan plan, const __grid_constant__ ScoreArgs args) {
+  using Shape = StepShape<kKeys, kValues, false>;
+  extern __shared__ __align__(128) uint8_t shared[];
+  __shared__ QueryRoom<kKeys> room;
+  const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const uint32_t c = lane % 4;
+  Segments segments(args.chain);
+  for (Segment segment; segments.Next(&segment);) {
+    StepRing<Shape, kStages> ring(plan, segment, SharedAddress(shared), warp, kWarps, lane);
+    const size_t row = size_t{segment.pair} * args.num_queries;
+    QueryOperands<kKeys> query;
+    const QueryRows rows = LoadQueries(args.queries + row * kDim, args.num_queries);
+    ring.Begin();
+    ProjectQueries(plan, rows, args.num_queries, &room);
+    MakeOperands(&room, &query);
+    float* const out = args.scores + row * args.stride;
+    for (uint32_t step = segment.begin + warp; step < segment.end; step += kWarps) {
+      const uint32_t stage = ring.Next();
+      float scores[16], scales[16];
+      ScoreStep<Shape, kKeys>(query, stage, lane, scores);
+      LoadScales(stage + Shape::kScales + c * Shape::kScaleBytes, scales);
+#pragma unroll
+      for (uint32_t t = 0; t < 16; ++t) scores[t] *= scales[t];
+      StoreScores(scores, stage, lane, args.num_queries,
+                  out + (step - segment.token_begin / 64) * 64, args.stride);
+    }
+    WaitForCopies<0>();
+    __syncthreads();
+  }
+}
+
+template <KeyKind kKeys, ValueKind kValues>
+cudaError_t Launch(const CellPlan& plan, const ScoreArgs& args, cudaStream_t stream) {
+  constexpr uint32_t kBytes = kWarps * StepRing<StepShape<kKeys, kValues, false>, kStages>::kBytes;
+  const auto kernel = Score<kKeys, kValues>;
+  const cudaError_t set =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  if (set != cudaSuccess) return set;
+  kernel<<<args.chain.num_thread_blocks, kThreads, kBytes, stream>>>(plan, args);
+  return cudaGetLastError();
+}
+
+template <KeyKind kKeys>
+cudaError_t LaunchKeys(const CellPlan& plan, const ScoreArgs& args, cudaStream_t stream) {
+  if (plan.value_kind == ValueKind::kRotated) {
+    return Launch<kKeys, ValueKind::kRotated>(plan, args, stream);
+  }
+  return Launch<kKeys, ValueKind::kRanges>(plan, args, stream);
+}
+
+}  // namespace
+
+cudaError_t LaunchScore(const CellPlan& plan, const ScoreArgs& args, cudaStream_t stream) {
+  if (args.chain.num_thread_blocks == 0) return cudaSuccess;
+  switch (plan.key_kind) {
+    case KeyKind::kSigns:
+      return LaunchKeys<KeyKind::kSigns>(plan, args, stream);
+    case KeyKind::kTwoBits:
+      return LaunchKeys<KeyKind::kTwoBits>(plan, args, stream);
+    case KeyKind::kThreeBits:
+      return LaunchKeys<KeyKind::kThreeBits>(plan, args, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace sketchkv::cuda

@@ -98,7 +98,7 @@ TEST_F(UnaryTest, ModelWhoseCellsDoNotFillItsSlotIsRefused) {
 TEST_F(UnaryTest, WaitUntilServingFollowsHealth) {
   server_.grpc_server().GetHealthCheckService()->SetServingStatus("", false);
   const auto client = server_.NewClient();
-  EXPECT_THAT(client->WaitUntilServing(milliseconds(60)),
+  EXPECT_THAT(client->WaitUntilServing(milliseconds(500)),
               StatusIs(absl::StatusCode::kDeadlineExceeded, {"NOT_SERVING"}));
   std::thread changer([this] {
     std::this_thread::sleep_for(milliseconds(30));

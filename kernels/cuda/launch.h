@@ -95,9 +95,70 @@ struct ScoreArgs {
   size_t stride;
 };
 
-// One launch; results are there when the stream has come so far. Relative error below 1e-3 of the
+// The code book of one kind of codes (kernels/code_book.h).
+constexpr uint32_t kTrials = 9;        // units tried
+constexpr uint32_t kLargestSteps = 3;  // rises of the level with the magnitude, of three bits
+struct CodePlan {
+  float levels[8];
+  float thresholds[8];
+  // The search for a unit: the level of magnitude 0, and at which magnitude it rises by what.
+  uint32_t base[kTrials];
+  struct Step {
+    uint32_t at, rise, square_rise;
+  } steps[kTrials][kLargestSteps];
+};
+// What encoding and decoding need to know.
+struct CodecPlan {
+  CellPlan cell;
+  bool exact_key_scale;  // else by the norm (signs) or least squares (codes)
+  bool exact_value_scale;
+  CodePlan keys;    // kTwoBits; kThreeBits: of the codes that have a nibble
+  CodePlan spread;  // kThreeBits: of the others
+  CodePlan values;  // kRotated
+  float unit_factors[kTrials];
+  float key_search_dot, key_search_square;
+  float value_search_dot, value_search_square;
+};
+
+// Numbers of DType (kernels/layout.h).
+enum class RowType : uint32_t { kBf16 = 1, kFp16 = 2, kFp32 = 3 };
+
+// One cell to encode or decode: rows of kDim numbers, at least 16-byte aligned.
+struct CellRows {
+  uint8_t* keys;
+  uint8_t* values;
+  uint8_t* cell;  // 16-byte aligned
+  uint32_t num_tokens;
+};
+
+struct EncodeArgs {
+  const CellRows* cells;  // device memory; rows are only read
+  uint32_t num_cells;
+  RowType type;
+  size_t key_stride, value_stride;  // from token to token, multiples of 16
+  // [num_cells], zeros before. Afterwards, of keys and of values: the bits of the largest
+  // magnitude, and of the first number that is not finite 2^32 - 1 - (token * kDim + channel), or
+  // 0. Such a cell holds nothing.
+  struct Checks {
+    uint32_t largest[2];
+    uint32_t not_finite[2];
+  };
+  Checks* checks;
+};
+
+struct DecodeArgs {
+  const CellRows* cells;  // device memory; cells are only read. Rows that are null are left out
+  uint32_t num_cells;
+  RowType type;
+  size_t key_stride, value_stride;
+};
+
+// Results are there when the stream has come so far. Relative error below 1e-3 of the
 // CPU's (README.md).
 cudaError_t LaunchAttend(const CellPlan& plan, const AttendArgs& args, cudaStream_t stream);
 cudaError_t LaunchScore(const CellPlan& plan, const ScoreArgs& args, cudaStream_t stream);
+// Bytes equal to the CPU's, both ways.
+cudaError_t LaunchEncode(const CodecPlan& plan, const EncodeArgs& args, cudaStream_t stream);
+cudaError_t LaunchDecode(const CodecPlan& plan, const DecodeArgs& args, cudaStream_t stream);
 
 }  // namespace sketchkv::cuda

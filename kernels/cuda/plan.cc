@@ -3,11 +3,14 @@
 #include <algorithm>
 #include <bit>
 
+#include "kernels/code_book.h"
 #include "kernels/cpu/cpu_codec.h"
 #include "kernels/format.h"
 
 namespace sketchkv::cuda {
 namespace {
+
+static_assert(kTrials == kUnitTrials);
 
 // Steps of a thread block: its four warps take one each, so shares are whole fours.
 constexpr uint32_t kSteps = 4;
@@ -42,6 +45,24 @@ void CopySigns(const float* signs, uint32_t* words) {
   for (uint32_t c = 0; c < kDim; ++c) words[c / 32] |= (signs[c] < 0 ? 1u : 0u) << c % 32;
 }
 
+CodePlan PlanOf(const CodeGroup& group) {
+  CodePlan plan{};
+  std::copy_n(group.levels, 8, plan.levels);
+  std::copy_n(group.thresholds, 8, plan.thresholds);
+  for (uint32_t trial = 0; trial < kTrials; ++trial) {
+    const uint8_t* levels = group.search_levels + 64 * trial;
+    plan.base[trial] = levels[0];
+    uint32_t step = 0;
+    for (uint32_t at = 1; at < 64; ++at) {
+      if (levels[at] == levels[at - 1]) continue;
+      plan.steps[trial][step++] = {
+          at, uint32_t{levels[at]} - levels[at - 1],
+          uint32_t{levels[at]} * levels[at] - uint32_t{levels[at - 1]} * levels[at - 1]};
+    }
+  }
+  return plan;
+}
+
 }  // namespace
 
 std::optional<CellPlan> MakeCellPlan(const KvLayout& layout, const CodecProfile& profile) {
@@ -71,6 +92,30 @@ std::optional<CellPlan> MakeCellPlan(const KvLayout& layout, const CodecProfile&
   }
   if (projections.values != nullptr) {
     CopySigns(projections.values->Args().signs, plan.value_signs);
+  }
+  return plan;
+}
+
+std::optional<CodecPlan> MakeCodecPlan(const KvLayout& layout, const CodecProfile& profile) {
+  const std::optional<CellPlan> cell = MakeCellPlan(layout, profile);
+  if (!cell) return std::nullopt;
+  CodecPlan plan{};
+  plan.cell = *cell;
+  plan.exact_key_scale = profile.scale_rule == ScaleRule::kExact;
+  plan.exact_value_scale = profile.value_scale_rule == ScaleRule::kExact;
+  std::copy_n(kUnitFactors, kTrials, plan.unit_factors);
+  if (cell->key_kind != KeyKind::kSigns) {
+    const std::vector<CodeGroup> groups = KeyGroups(profile, layout, nullptr);
+    plan.keys = PlanOf(groups[0]);
+    plan.key_search_dot = groups[0].search_dot;
+    plan.key_search_square = groups[0].search_square;
+    if (cell->key_kind == KeyKind::kThreeBits) plan.spread = PlanOf(groups[1]);
+  }
+  if (cell->value_kind == ValueKind::kRotated) {
+    const std::vector<CodeGroup> groups = ValueGroups(profile, layout, nullptr);
+    plan.values = PlanOf(groups[0]);
+    plan.value_search_dot = groups[0].search_dot;
+    plan.value_search_square = groups[0].search_square;
   }
   return plan;
 }

@@ -18,6 +18,10 @@ namespace sketchkv::cuda {
 [[nodiscard]] std::optional<CellPlan> MakeCellPlan(const KvLayout& layout,
                                                    const CodecProfile& profile);
 
+// Likewise for encoding and decoding.
+[[nodiscard]] std::optional<CodecPlan> MakeCodecPlan(const KvLayout& layout,
+                                                     const CodecProfile& profile);
+
 // Tokens [token_begin, token_end) of a chain whose block table begins at `first_block`.
 struct TokenRange {
   uint32_t first_block = 0;

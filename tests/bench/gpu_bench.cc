@@ -1,11 +1,12 @@
 // Times the GPU's kernels: medians of CUDA events, over data well past the second cache.
-// Usage: sketchkv_bench_gpu [copy | large | one]   Prints a JSON object a line: metric, variant,
-// seconds, bytes.
+// Usage: sketchkv_bench_gpu [copy | codec | large | one]   Prints a JSON object a line: metric,
+// variant, seconds, bytes.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <random>
 #include <string>
@@ -172,6 +173,66 @@ void TimeLarge(cudaStream_t stream, uint32_t num_sms) {
   }
 }
 
+// Rows to cells and back: 1,024 blocks of 64 tokens and 8 kv heads, 256 MiB of bf16.
+void TimeCodec(cudaStream_t stream) {
+  for (const char* name : {"qjl", "qjl3p"}) {
+    constexpr uint32_t kBlockTokens = 64, kBlocks = 1024;
+    KvLayout layout = testing::Layout(kDim, kDim, kBlockTokens);
+    layout.num_kv_heads = kHeads;
+    const CodecProfile profile = testing::Resolve(testing::Named(name), layout);
+    const auto codec = testing::MakeCodec(layout, profile, testing::BestIsa());
+    const cuda::CodecPlan plan = *cuda::MakeCodecPlan(layout, profile);
+    // [blocks][keys, values][tokens][heads][kDim], as engines hold them.
+    const size_t row = kDim * 2, stride = row * kHeads, part = kBlockTokens * stride;
+    std::vector<uint16_t> numbers(kBlocks * 2 * part / 2);
+    std::mt19937 random(1);
+    std::normal_distribution<float> normal;
+    for (size_t i = 0; i < numbers.size(); ++i) {
+      if (i >= 1 << 22) {  // enough of them are new
+        numbers[i] = numbers[i - (1 << 22)];
+        continue;
+      }
+      const float x = normal(random);
+      uint32_t bits;
+      std::memcpy(&bits, &x, sizeof(bits));
+      numbers[i] = static_cast<uint16_t>(bits >> 16);
+    }
+    DeviceArray<uint16_t> rows{std::span<const uint16_t>(numbers)};
+    DeviceArray<uint8_t> cells(kBlocks * codec->slot_bytes());
+    std::vector<cuda::CellRows> table;
+    auto* base = reinterpret_cast<uint8_t*>(rows.data());
+    for (uint32_t b = 0; b < kBlocks; ++b) {
+      for (uint32_t h = 0; h < kHeads; ++h) {
+        table.push_back({base + 2 * b * part + h * row, base + (2 * b + 1) * part + h * row,
+                         cells.data() + b * codec->slot_bytes() + codec->cell_offset(0, h),
+                         kBlockTokens});
+      }
+    }
+    DeviceArray<cuda::CellRows> on_device{std::span<const cuda::CellRows>(table)};
+    DeviceArray<cuda::EncodeArgs::Checks> checks(table.size());
+    checks.Fill(0);
+    const auto num_cells = static_cast<uint32_t>(table.size());
+    const double bytes = rows.size() * 2.0 + cells.size();
+    Print("gpu.encode", name,
+          Time(stream, 21,
+               [&] {
+                 CheckCuda(cuda::LaunchEncode(plan,
+                                              {on_device.data(), num_cells, cuda::RowType::kBf16,
+                                               stride, stride, checks.data()},
+                                              stream));
+               }),
+          bytes);
+    Print("gpu.decode", name,
+          Time(stream, 21,
+               [&] {
+                 CheckCuda(cuda::LaunchDecode(
+                     plan, {on_device.data(), num_cells, cuda::RowType::kBf16, stride, stride},
+                     stream));
+               }),
+          bytes);
+  }
+}
+
 // One sequence of one layer; layer after layer, so that the second cache does not help.
 void TimeOne(cudaStream_t stream, uint32_t num_sms) {
   for (const char* profile : {"qjl", "qjl3p"}) {
@@ -211,6 +272,7 @@ int main(int argc, char** argv) {
   cudaStream_t stream;
   sketchkv::testing::CheckCuda(cudaStreamCreate(&stream));
   if (only.empty() || only == "copy") sketchkv::TimeCopy(stream);
+  if (only.empty() || only == "codec") sketchkv::TimeCodec(stream);
   if (only.empty() || only == "large") sketchkv::TimeLarge(stream, device.multiProcessorCount);
   if (only.empty() || only == "one") sketchkv::TimeOne(stream, device.multiProcessorCount);
   return 0;

@@ -4,16 +4,21 @@
 namespace sketchkv::cuda {
 namespace {
 
+// Of the lowest kBits of `code`. Levels are the same on both sides of 0.
+template <uint32_t kBits>
 __device__ float LevelOf(const CodePlan& plan, uint32_t code) {
-  const float low = (code & 1) != 0 ? plan.levels[1] : plan.levels[0];
-  const float high = (code & 1) != 0 ? plan.levels[3] : plan.levels[2];
-  return (code & 2) != 0 ? high : low;
-}
-__device__ float LevelOfThree(const CodePlan& plan, uint32_t code) {
-  const float low = (code & 1) != 0 ? plan.levels[5] : plan.levels[4];
-  const float high = (code & 1) != 0 ? plan.levels[7] : plan.levels[6];
-  const float upper = (code & 2) != 0 ? high : low;
-  return (code & 4) != 0 ? upper : LevelOf(plan, code);
+  constexpr uint32_t kHalf = 1u << (kBits - 1);
+  const bool positive = (code & kHalf) != 0;
+  const uint32_t above = positive ? code : ~code;
+  float level;
+  if constexpr (kBits == 2) {
+    level = (above & 1) != 0 ? plan.levels[3] : plan.levels[2];
+  } else {
+    const float low = (above & 1) != 0 ? plan.levels[5] : plan.levels[4];
+    const float high = (above & 1) != 0 ? plan.levels[7] : plan.levels[6];
+    level = (above & 2) != 0 ? high : low;
+  }
+  return positive ? level : -level;
 }
 
 __device__ uint32_t Planes(const uint8_t* planes, uint32_t word, uint32_t token) {
@@ -69,9 +74,9 @@ __device__ void UnpackCodes(const CodecPlan& plan, const uint8_t* planes, uint32
     for (uint32_t i = 0; i < 32; ++i) {
       float& y = x[32 * piece + i];
       if (kBits == 2) {
-        y = LevelOf(plan.keys, words[i / 16] >> i % 16 * 2);
+        y = LevelOf<2>(plan.keys, words[i / 16] >> i % 16 * 2);
       } else if (!IsSpread(i)) {
-        y = LevelOfThree(plan.keys, words[i / 8] >> i % 8 * 4);
+        y = LevelOf<3>(plan.keys, words[i / 8] >> i % 8 * 4);
       } else {
         uint32_t code = 0;
 #pragma unroll
@@ -79,7 +84,7 @@ __device__ void UnpackCodes(const CodecPlan& plan, const uint8_t* planes, uint32
           const uint32_t nibble = 3 * (i - 24) + b;
           code |= (words[nibble / 8] >> (nibble % 8 * 4 + 3) & 1) << (2 - b);
         }
-        y = LevelOfThree(plan.spread, code);
+        y = LevelOf<3>(plan.spread, code);
       }
     }
   }
@@ -198,7 +203,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   if (own.cell.cell != nullptr) {
     const uint8_t* const lines = own.cell.cell + plan.cell.values + own.tile * 512;
     if constexpr (kValues == ValueKind::kRotated) {
-      EachCode(lines, lane, [&](uint32_t c, uint32_t code) { x[c] = LevelOf(plan.values, code); });
+      EachCode(lines, lane, [&](uint32_t c, uint32_t code) { x[c] = LevelOf<2>(plan.values, code); });
       Walsh(x);
       ChangeSigns(plan.cell.value_signs, x);
       Scale(StoredScale(own.cell.cell + plan.cell.scales +

@@ -190,26 +190,23 @@ struct Code {
   uint32_t bits;
   float level;
 };
+// Levels and thresholds are the same on both sides of 0, and a coordinate on a threshold has the
+// lower of its two levels. What a magnitude exceeds is told by its bits, one more below 0, where
+// equal is enough. Without branches, and without a table that would be in slow memory.
 template <uint32_t kBits>
 __device__ Code CodeOf(const CodePlan& plan, float x) {
-  if constexpr (kBits == 2) {
-    const bool high = x > 0.0f;
-    const bool low = x > (high ? plan.thresholds[3] : plan.thresholds[1]);
-    const float level =
-        high ? (low ? plan.levels[3] : plan.levels[2]) : (low ? plan.levels[1] : plan.levels[0]);
-    return {(high ? 2u : 0u) + (low ? 1u : 0u), level};
-  } else {
-    const bool high = x > 0.0f;
-    const bool middle = x > (high ? plan.thresholds[6] : plan.thresholds[2]);
-    const float bound = high ? (middle ? plan.thresholds[7] : plan.thresholds[5])
-                             : (middle ? plan.thresholds[3] : plan.thresholds[1]);
-    const bool low = x > bound;
-    const float upper =
-        middle ? (low ? plan.levels[7] : plan.levels[6]) : (low ? plan.levels[5] : plan.levels[4]);
-    const float lower =
-        middle ? (low ? plan.levels[3] : plan.levels[2]) : (low ? plan.levels[1] : plan.levels[0]);
-    return {(high ? 4u : 0u) + (middle ? 2u : 0u) + (low ? 1u : 0u), high ? upper : lower};
+  constexpr uint32_t kHalf = 1u << (kBits - 1);
+  const bool positive = x > 0.0f;
+  const uint32_t magnitude = (__float_as_uint(x) & 0x7FFFFFFFu) + (positive ? 0 : 1);
+  uint32_t above = kHalf;
+  float level = plan.levels[kHalf];
+#pragma unroll
+  for (uint32_t i = 1; i < kHalf; ++i) {
+    const bool exceeds = magnitude > __float_as_uint(plan.thresholds[kHalf + i]);
+    above = exceeds ? kHalf + i : above;
+    level = exceeds ? plan.levels[kHalf + i] : level;
   }
+  return {positive ? above : 2 * kHalf - 1 - above, positive ? level : -level};
 }
 
 // <y, levels> and <levels, levels>: four sums by a row's number in its run of codes.

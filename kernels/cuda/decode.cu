@@ -1,3 +1,4 @@
+#include "kernels/cuda/launching.cuh"
 #include "kernels/cuda/token_rows.cuh"
 
 // Cells to rows, a token a lane; rows go out through shared memory.
@@ -203,7 +204,8 @@ __global__ void __launch_bounds__(kThreads, 3)
   if (own.cell.cell != nullptr) {
     const uint8_t* const lines = own.cell.cell + plan.cell.values + own.tile * 512;
     if constexpr (kValues == ValueKind::kRotated) {
-      EachCode(lines, lane, [&](uint32_t c, uint32_t code) { x[c] = LevelOf<2>(plan.values, code); });
+      EachCode(lines, lane,
+               [&](uint32_t c, uint32_t code) { x[c] = LevelOf<2>(plan.values, code); });
       Walsh(x);
       ChangeSigns(plan.cell.value_signs, x);
       Scale(StoredScale(own.cell.cell + plan.cell.scales +
@@ -227,39 +229,19 @@ __global__ void __launch_bounds__(kThreads, 3)
   StoreRows(x, own, own.cell.values, args.value_stride, lane, RoomOf(args));
 }
 
-template <typename Kernel>
-cudaError_t Launch(Kernel kernel, const CodecPlan& plan, const DecodeArgs& args,
-                   cudaStream_t stream) {
-  const uint32_t bytes = kWarps * RowRoom::Bytes(args.type);
-  const cudaError_t set =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (set != cudaSuccess) return set;
-  kernel<<<TileBlocks(plan.cell, args.num_cells), kThreads, bytes, stream>>>(plan, args);
-  return cudaGetLastError();
-}
-
-cudaError_t LaunchKeys(const CodecPlan& plan, const DecodeArgs& args, cudaStream_t stream) {
-  switch (plan.cell.key_kind) {
-    case KeyKind::kSigns:
-      return Launch(DecodeKeys<KeyKind::kSigns>, plan, args, stream);
-    case KeyKind::kTwoBits:
-      return Launch(DecodeKeys<KeyKind::kTwoBits>, plan, args, stream);
-    case KeyKind::kThreeBits:
-      return Launch(DecodeKeys<KeyKind::kThreeBits>, plan, args, stream);
-  }
-  return cudaErrorInvalidValue;
-}
-
 }  // namespace
 
 cudaError_t LaunchDecode(const CodecPlan& plan, const DecodeArgs& args, cudaStream_t stream) {
   if (args.num_cells == 0) return cudaSuccess;
-  const cudaError_t keys = LaunchKeys(plan, args, stream);
+  const auto launch = [&](auto kernel) {
+    return LaunchKernel(kernel, TileBlocks(plan.cell, args.num_cells), kThreads,
+                        kWarps * RowRoom::Bytes(args.type), stream, plan, args);
+  };
+  const cudaError_t keys =
+      WithKeyKind(plan.cell, [&](auto kind) { return launch(DecodeKeys<decltype(kind)::value>); });
   if (keys != cudaSuccess) return keys;
-  if (plan.cell.value_kind == ValueKind::kRotated) {
-    return Launch(DecodeValues<ValueKind::kRotated>, plan, args, stream);
-  }
-  return Launch(DecodeValues<ValueKind::kRanges>, plan, args, stream);
+  return WithValueKind(plan.cell,
+                       [&](auto kind) { return launch(DecodeValues<decltype(kind)::value>); });
 }
 
 }  // namespace sketchkv::cuda

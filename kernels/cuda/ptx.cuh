@@ -2,8 +2,11 @@
 
 #include <cstdint>
 
-// The instructions that CUDA C++ has no name for.
+// The instructions that CUDA C++ has no name for, and how large a thread block is.
 namespace sketchkv::cuda {
+
+constexpr uint32_t kThreads = 128;
+constexpr uint32_t kWarps = kThreads / 32;
 
 __device__ inline uint32_t SharedAddress(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));

@@ -8,8 +8,6 @@
 // score is then scale * (step * <integers, what its bits stand for> + base).
 namespace sketchkv::cuda {
 
-constexpr uint32_t kThreads = 128;
-constexpr uint32_t kWarps = kThreads / 32;
 constexpr float kLargestInteger = 127.0f * 128.0f;
 
 // Levels of codes (kernels/code_book.cc): integers times a unit.

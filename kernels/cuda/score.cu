@@ -1,4 +1,5 @@
 #include "kernels/cuda/key_scores.cuh"
+#include "kernels/cuda/launching.cuh"
 
 // Scores of queries and compressed keys: as attention, without what stands behind the keys.
 namespace sketchkv::cuda {
@@ -62,38 +63,20 @@ __global__ void __launch_bounds__(kThreads, 4)
   }
 }
 
-template <KeyKind kKeys, ValueKind kValues>
-cudaError_t Launch(const CellPlan& plan, const ScoreArgs& args, cudaStream_t stream) {
-  constexpr uint32_t kBytes = kWarps * StepRing<StepShape<kKeys, kValues, false>, kStages>::kBytes;
-  const auto kernel = Score<kKeys, kValues>;
-  const cudaError_t set =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  if (set != cudaSuccess) return set;
-  kernel<<<args.chain.num_thread_blocks, kThreads, kBytes, stream>>>(plan, args);
-  return cudaGetLastError();
-}
-
-template <KeyKind kKeys>
-cudaError_t LaunchKeys(const CellPlan& plan, const ScoreArgs& args, cudaStream_t stream) {
-  if (plan.value_kind == ValueKind::kRotated) {
-    return Launch<kKeys, ValueKind::kRotated>(plan, args, stream);
-  }
-  return Launch<kKeys, ValueKind::kRanges>(plan, args, stream);
-}
-
 }  // namespace
 
 cudaError_t LaunchScore(const CellPlan& plan, const ScoreArgs& args, cudaStream_t stream) {
   if (args.chain.num_thread_blocks == 0) return cudaSuccess;
-  switch (plan.key_kind) {
-    case KeyKind::kSigns:
-      return LaunchKeys<KeyKind::kSigns>(plan, args, stream);
-    case KeyKind::kTwoBits:
-      return LaunchKeys<KeyKind::kTwoBits>(plan, args, stream);
-    case KeyKind::kThreeBits:
-      return LaunchKeys<KeyKind::kThreeBits>(plan, args, stream);
-  }
-  return cudaErrorInvalidValue;
+  return WithKeyKind(plan, [&](auto keys) {
+    return WithValueKind(plan, [&](auto values) {
+      constexpr KeyKind kKeys = decltype(keys)::value;
+      constexpr ValueKind kValues = decltype(values)::value;
+      constexpr uint32_t kBytes =
+          kWarps * StepRing<StepShape<kKeys, kValues, false>, kStages>::kBytes;
+      return LaunchKernel(Score<kKeys, kValues>, args.chain.num_thread_blocks, kThreads, kBytes,
+                          stream, plan, args);
+    });
+  });
 }
 
 }  // namespace sketchkv::cuda

@@ -10,8 +10,6 @@
 // compiled without contraction), so that bytes are equal.
 namespace sketchkv::cuda {
 
-constexpr uint32_t kThreads = 128;
-constexpr uint32_t kWarps = kThreads / 32;
 constexpr uint32_t kWarpTokens = 32;  // two tiles
 constexpr uint32_t kTileLanes = 16;
 

@@ -1,0 +1,45 @@
+#pragma once
+
+#include <type_traits>
+
+#include "kernels/cuda/launch.h"
+
+// From what is known when a kernel is launched to what is known when it is compiled.
+namespace sketchkv::cuda {
+
+// f(constant) with the plan's kind of keys, or values, as a std::integral_constant.
+template <typename F>
+cudaError_t WithKeyKind(const CellPlan& plan, const F& f) {
+  switch (plan.key_kind) {
+    case KeyKind::kSigns:
+      return f(std::integral_constant<KeyKind, KeyKind::kSigns>());
+    case KeyKind::kTwoBits:
+      return f(std::integral_constant<KeyKind, KeyKind::kTwoBits>());
+    case KeyKind::kThreeBits:
+      return f(std::integral_constant<KeyKind, KeyKind::kThreeBits>());
+  }
+  return cudaErrorInvalidValue;
+}
+template <typename F>
+cudaError_t WithValueKind(const CellPlan& plan, const F& f) {
+  switch (plan.value_kind) {
+    case ValueKind::kRotated:
+      return f(std::integral_constant<ValueKind, ValueKind::kRotated>());
+    case ValueKind::kRanges:
+      return f(std::integral_constant<ValueKind, ValueKind::kRanges>());
+  }
+  return cudaErrorInvalidValue;
+}
+
+// shared_bytes: of each thread block, beside what the kernel declares.
+template <typename... Params>
+cudaError_t LaunchKernel(void (*kernel)(Params...), uint32_t blocks, uint32_t threads,
+                         uint32_t shared_bytes, cudaStream_t stream, const Params&... params) {
+  const cudaError_t set = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                               static_cast<int>(shared_bytes));
+  if (set != cudaSuccess) return set;
+  kernel<<<blocks, threads, shared_bytes, stream>>>(params...);
+  return cudaGetLastError();
+}
+
+}  // namespace sketchkv::cuda

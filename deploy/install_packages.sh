@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# Usage: deploy/install_packages.sh build|accuracy|bench|tests
+# Usage: deploy/install_packages.sh build|accuracy|bench|tests|arm64
 # Installs what is missing of deploy/packages.txt: the [build] group; that and [accuracy]; those and
-# [bench]; or all but [bench].
+# [bench]; [build], [accuracy] and [tests]; or [build] and [arm64], for which dpkg learns of that
+# architecture.
 # Asks dpkg what is there, so a second run touches neither apt nor the network nor sudo.
 set -euo pipefail
 
 list=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)/packages.txt
 log=
+as_root=()  # what a command needs before it to run as root
 
 say() { printf '[%4d s] packages: %s\n' "$SECONDS" "$*"; }
 
@@ -29,10 +31,12 @@ read_list() {
 
 # find_missing NAME...: those that dpkg does not have as installed.
 find_missing() {
-  local installed
-  installed=$(dpkg-query -W -f '${Package} ${db:Status-Status}\n' "$@" 2>/dev/null) || true
-  awk 'NR == FNR { if ($2 == "installed") have[$1] = 1; next } !($1 in have)' \
-    <(printf '%s\n' "$installed") <(printf '%s\n' "$@")
+  local installed native
+  installed=$(dpkg-query -W -f '${binary:Package} ${db:Status-Status}\n' "$@" 2>/dev/null) || true
+  native=$(dpkg --print-architecture)
+  awk -v native=":$native\$" '
+    NR == FNR { sub(native, "", $1); if ($2 == "installed") have[$1] = 1; next }
+    !($1 in have)' <(printf '%s\n' "$installed") <(printf '%s\n' "$@")
 }
 
 check_system() {
@@ -46,13 +50,8 @@ check_system() {
 
 # run_apt ARGUMENT...: apt-get as root, its output in $log, its progress as a line every 10 percent.
 run_apt() {
-  local as_root=(env)
-  if [[ $(id -u) -ne 0 ]]; then
-    as_root=(sudo env)
-    [[ -t 0 ]] || as_root=(sudo -n env)
-  fi
   # Status-Fd 1 mixes "dlstatus:" and "pmstatus:" lines (field 3: percent) into the output.
-  "${as_root[@]}" DEBIAN_FRONTEND=noninteractive ${http_proxy:+"http_proxy=$http_proxy"} \
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive ${http_proxy:+"http_proxy=$http_proxy"} \
     apt-get -q -y -o APT::Status-Fd=1 -o DPkg::Lock::Timeout=300 -o Acquire::Retries=2 \
     -o Acquire::http::Timeout=30 "$@" </dev/null 2>&1 | tee -a "$log" | show_progress
 }
@@ -86,8 +85,8 @@ explain_and_fail() {
 
 main() {
   case ${1:-} in
-    build | accuracy | bench | tests) ;;
-    *) fail "usage: deploy/install_packages.sh build|accuracy|bench|tests" ;;
+    build | accuracy | bench | tests | arm64) ;;
+    *) fail "usage: deploy/install_packages.sh build|accuracy|bench|tests|arm64" ;;
   esac
   check_system
   local wanted missing
@@ -102,8 +101,10 @@ main() {
   if [[ $(id -u) -ne 0 ]]; then
     command -v sudo >/dev/null ||
       fail "installing needs root or sudo; user $(id -un) has neither"
+    if [[ -t 0 ]]; then as_root=(sudo); else as_root=(sudo -n); fi
     if [[ -t 0 ]]; then sudo -v; else sudo -n true; fi || fail "sudo refuses user $(id -un)"
   fi
+  [[ $1 != arm64 ]] || "${as_root[@]}" dpkg --add-architecture arm64
 
   log=$(mktemp)
   trap 'rm -f "$log"' EXIT

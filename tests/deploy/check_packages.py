@@ -9,9 +9,9 @@ import sys
 
 LIST = "deploy/packages.txt"
 INSTALLER = "deploy/install_packages.sh"
-GROUPS = ["[accuracy]", "[bench]", "[build]", "[tests]"]
+GROUPS = ["[accuracy]", "[arm64]", "[bench]", "[build]", "[tests]"]
 INSTALL = re.compile(r"\b(?:apt|apt-get|aptitude)(?:\s+-\S+(?:\s+\S+=\S+)?)*\s+install\b")
-NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")
+NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+(:arm64)?")
 SKIP = re.compile(r"build.*|\.git|\.cache|__pycache__")
 TEXT = re.compile(r".*(\.(txt|sh|md|py|cmake|ya?ml|json|cc|h|proto|toml|in)|/run|/[A-Z][A-Za-z]+)")
 

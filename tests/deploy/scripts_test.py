@@ -17,7 +17,13 @@ ROOT = os.path.abspath(sys.argv.pop(1))
 STANDINS = {
     # Nothing is installed until $STATE/installed is there.
     "dpkg-query": """test -e "$STATE/installed" || exit 1
-        for package in "${@:4}"; do echo "$package installed"; done""",
+        for package in "${@:4}"; do case $package in
+          "$FOREIGN_ONLY") echo "$package:arm64 installed" ;;
+          *:arm64) echo "$package installed" ;;
+          lib*) echo "$package:amd64 installed" ;;
+          *) echo "$package installed" ;;
+        esac; done""",
+    "dpkg": 'test "$1" != --print-architecture || echo amd64',
     "apt-get": """case " $* " in
         *" update "*) touch "$STATE/updated" ;;
         *) echo "dlstatus:1:50.0:Retrieving"
@@ -103,6 +109,21 @@ class ScriptsTest(unittest.TestCase):
         code, output = self.run_script("deploy/install_packages.sh", "build")
         self.assertEqual(code, 0, output)
         self.assertNotIn("python3", "".join(self.calls("apt-get")))
+
+    def test_arm64_group_adds_the_architecture_and_its_libraries(self):
+        code, output = self.run_script("deploy/install_packages.sh", "arm64", USER_ID="1000")
+        self.assertEqual(code, 1, output)
+        self.stand_in("sudo", PRIVILEGE["sudo"])
+        code, output = self.run_script("deploy/install_packages.sh", "arm64", USER_ID="1000")
+        self.assertEqual(code, 0, output)
+        self.assertIn("sudo -n dpkg --add-architecture arm64", self.calls("sudo"))
+        self.assertIn(" libabsl-dev:arm64 ", "".join(self.calls("apt-get")))
+        self.assertIn(" cmake ", "".join(self.calls("apt-get")))
+
+    def test_a_foreign_package_is_not_taken_for_the_machines_own(self):
+        self.mark_installed()
+        code, output = self.install(FOREIGN_ONLY="libabsl-dev")
+        self.assertIn("to install: libabsl-dev\n", output)
 
     def test_everything_installed_asks_neither_apt_nor_sudo(self):
         self.mark_installed()

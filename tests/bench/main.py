@@ -40,7 +40,7 @@ class Bench:
         self.torch = contest.Process(
             pin + ["/usr/bin/python3", os.path.join(folder, "torch_contenders.py")], environment)
         self.faiss = contest.Process(
-            pin + [_venv_python(arguments.build), os.path.join(folder, "faiss_contenders.py")],
+            pin + [venv_python(arguments.build), os.path.join(folder, "faiss_contenders.py")],
             environment)
         # Free to use all of them.
         self.cpus = len(cpus)
@@ -72,10 +72,12 @@ class Bench:
         self.servers.close()
 
 
-def _venv_python(build):
+def venv_python(build):
     """Of the virtual environment with faiss-cpu; without one, a Python that will not find it."""
-    path = os.path.join(build, "bench-venv", "bin", "python3")
-    return path if os.path.exists(path) else "/usr/bin/python3"
+    folder = os.path.join(build, "bench-venv")
+    if os.path.exists(os.path.join(folder, "ready")):  # written when all is installed
+        return os.path.join(folder, "bin", "python3")
+    return "/usr/bin/python3"
 
 
 def _pattern(text):

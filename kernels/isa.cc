@@ -32,13 +32,18 @@ absl::string_view IsaName(Isa isa) {
       return "avx512";
     case Isa::kAvx512Vnni:
       return "avx512-vnni";
+    case Isa::kNeon:
+      return "neon";
   }
   return "unknown";
 }
 
 bool IsaSupported(Isa isa) {
   if (isa == Isa::kScalar) return true;
-#if defined(__x86_64__)
+#if defined(__aarch64__)
+  return isa == Isa::kNeon;
+#elif defined(__x86_64__)
+  if (isa == Isa::kNeon) return false;
   // Exactly the flags of kernels/CMakeLists.txt and what they imply.
   const bool avx2 = __builtin_cpu_supports("avx2") && HasF16c();
   if (isa == Isa::kAvx2) return avx2;
@@ -54,19 +59,19 @@ bool IsaSupported(Isa isa) {
 
 absl::StatusOr<Isa> ChooseIsa(absl::string_view forced) {
   if (forced.empty() || forced == "auto") {
-    for (Isa isa : {Isa::kAvx512Vnni, Isa::kAvx512, Isa::kAvx2}) {
+    for (Isa isa : {Isa::kAvx512Vnni, Isa::kAvx512, Isa::kAvx2, Isa::kNeon}) {
       if (IsaSupported(isa)) return isa;
     }
     return Isa::kScalar;
   }
-  for (Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni}) {
+  for (Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kNeon}) {
     if (IsaName(isa) != forced) continue;
     if (IsaSupported(isa)) return isa;
     return absl::FailedPreconditionError(
         absl::StrCat("isa is '", forced, "', but this CPU or this build lacks it"));
   }
   return absl::InvalidArgumentError(absl::StrCat(
-      "isa is '", forced, "', must be one of auto, scalar, avx2, avx512, avx512-vnni"));
+      "isa is '", forced, "', must be one of auto, scalar, avx2, avx512, avx512-vnni, neon"));
 }
 
 const KernelTable& KernelsOf(Isa isa) {
@@ -74,6 +79,8 @@ const KernelTable& KernelsOf(Isa isa) {
   if (isa == Isa::kAvx512Vnni) return kAvx512VnniKernels;
   if (isa == Isa::kAvx512) return kAvx512Kernels;
   if (isa == Isa::kAvx2) return kAvx2Kernels;
+#elif defined(__aarch64__)
+  if (isa == Isa::kNeon) return kNeonKernels;
 #endif
   return kScalarKernels;
 }

@@ -24,7 +24,7 @@ struct Config {
   uint32_t max_timeout_ms = 60000;
   uint32_t drain_ms = 10000;      // for calls under way at SIGTERM
   uint32_t scrub_seconds = 600;   // every sealed block is verified once in so long; 0: never
-  std::string isa = "auto";       // CPU kernels: auto, scalar, avx2, avx512, avx512-vnni
+  std::string isa = "auto";       // CPU kernels: see kernels/isa.h
   bool reflection = false;
   std::string log_level = "info"; // trace, debug, info, warn, error
 

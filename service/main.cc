@@ -54,7 +54,8 @@ void AddFlags(CLI::App* app, Config* config) {
   app->add_option("--drain-ms", config->drain_ms, "for calls under way at SIGTERM");
   app->add_option("--scrub-seconds", config->scrub_seconds,
                   "every stored block is verified once in so long; 0: never");
-  app->add_option("--isa", config->isa, "CPU kernels: auto, scalar, avx2, avx512 or avx512-vnni");
+  app->add_option("--isa", config->isa,
+                  "CPU kernels: auto, scalar, avx2, avx512, avx512-vnni or neon");
   app->add_flag("--reflection", config->reflection, "serve gRPC reflection");
   app->add_option("--log-level", config->log_level, "trace, debug, info, warn or error");
 }

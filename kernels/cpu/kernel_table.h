@@ -312,6 +312,7 @@ extern const KernelTable kScalarKernels;
 extern const KernelTable kAvx2Kernels;
 extern const KernelTable kAvx512Kernels;
 extern const KernelTable kAvx512VnniKernels;
+extern const KernelTable kNeonKernels;
 
 // The kernels of a supported instruction set (isa.cc).
 const KernelTable& KernelsOf(Isa isa);

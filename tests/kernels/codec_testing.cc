@@ -169,7 +169,7 @@ std::unique_ptr<BlockCodec> MakeCodec(const KvLayout& layout, const CodecProfile
 
 std::vector<Isa> SupportedIsas() {
   std::vector<Isa> isas;
-  for (Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni}) {
+  for (Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kNeon}) {
     if (IsaSupported(isa)) isas.push_back(isa);
   }
   return isas;

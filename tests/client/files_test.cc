@@ -179,6 +179,13 @@ TEST_F(FilesTest, NpyCutAnywhereIsRefused) {
               StatusIs(absl::StatusCode::kInvalidArgument, {"8", "9"}));
 }
 
+TEST_F(FilesTest, AnUnknownNpyVersionIsNamed) {
+  std::string file = Npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1,), }\n", 4);
+  file[6] = '\xC8';
+  EXPECT_THAT(NpyFile::Open(Write(file)),
+              StatusIs(absl::StatusCode::kInvalidArgument, {"npy version 200"}));
+}
+
 TEST_F(FilesTest, HostileNpyHeadersAreRefused) {
   ExpectBadNpy("{'descr': '>f4', 'fortran_order': False, 'shape': (1,), }", 4, {">f4"});
   ExpectBadNpy("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", 8, {"|O"});

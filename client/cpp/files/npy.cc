@@ -164,7 +164,7 @@ absl::Status NpyFile::Parse() {
   if (bytes.size() < kMagicBytes + 4 || std::memcmp(text, kMagic, kMagicBytes) != 0) {
     return absl::InvalidArgumentError("not an npy file");
   }
-  const int version = text[kMagicBytes];
+  const int version = std::to_integer<int>(bytes[kMagicBytes]);
   if (version < 1 || version > 3) {
     return absl::InvalidArgumentError(absl::StrCat("npy version ", version, ", want 1 to 3"));
   }

@@ -133,7 +133,7 @@ TEST(CacheRpcTest, GetServesRangesFormatsAndErrorsItemByItem) {
   ExpectItem(by_id[5].status(), grpc::StatusCode::INVALID_ARGUMENT, {"layer_begin is 2", "2"});
   ExpectItem(by_id[6].status(), grpc::StatusCode::INVALID_ARGUMENT, {"format.dtype is 5"});
   ExpectItem(by_id[7].status(), grpc::StatusCode::INVALID_ARGUMENT, {"raw_order is 0"});
-  EXPECT_EQ(chain.f.pool.GetStats().pinned_bytes, 0);
+  chain.f.ExpectNothingPinned();
 }
 
 TEST(CacheRpcTest, DeleteTakesTheSubtreeAndClearAllOfTheModel) {
@@ -302,7 +302,7 @@ TEST(CacheRpcTest, AReaderThatDoesNotReadIsCancelledAndPinsNothing) {
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
   EXPECT_EQ(f.inflight.used(), 0);
-  EXPECT_EQ(f.pool.GetStats().pinned_bytes, 0);
+  f.ExpectNothingPinned();
   for (v1::GetResponse response; stream->Read(&response);) {
   }
   EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::CANCELLED);

@@ -185,6 +185,13 @@ struct RpcFixture {
     }
     EXPECT_EQ(inflight.used(), 0);
   }
+  // What an encoded get sends is unpinned when gRPC is done with it, a moment after its end.
+  void ExpectNothingPinned() {
+    for (int i = 0; i < 2000 && pool.GetStats().pinned_bytes > 0; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    EXPECT_EQ(pool.GetStats().pinned_bytes, 0);
+  }
   static v1::GetRequest GetRequestFor(uint64_t request_id, const std::string& model,
                                       uint64_t hash) {
     v1::GetRequest request;

@@ -1,25 +1,16 @@
 #include "service/engine/checksum.h"
 
-#include <xxhash.h>
-
 #include <array>
 #include <cstring>
-#include <memory>
+
+#include "kernels/base/xxh3.h"
 
 namespace sketchkv {
 
 uint64_t PayloadChecksum(const Payload& payload) {
-  const auto fragments = payload.fragments();
-  if (fragments.size() == 1) {
-    return XXH3_64bits(fragments[0].bytes.data(), fragments[0].bytes.size());
-  }
-  const std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> state(XXH3_createState(),
-                                                                              XXH3_freeState);
-  XXH3_64bits_reset(state.get());
-  for (const Payload::Fragment& fragment : fragments) {
-    XXH3_64bits_update(state.get(), fragment.bytes.data(), fragment.bytes.size());
-  }
-  return XXH3_64bits_digest(state.get());
+  RunningXxh3 checksum;
+  for (const Payload::Fragment& fragment : payload.fragments()) checksum.Add(fragment.bytes);
+  return checksum.Value();
 }
 
 CellChecksummer::CellChecksummer(const BlockKey& key, uint32_t num_tokens) {

@@ -162,7 +162,8 @@ size_t Engine::Scrub(uint64_t* cursor, size_t limit) {
         models_->Find(block.key->tenant, block.key->fingerprint);
     if (model == nullptr) continue;  // unregistered a moment ago: nobody can read it any more
     const CellRange whole = *ResolveRange({}, model->layout());
-    (void)VerifyOrDiscard(*model, block, whole, /*use=*/nullptr);
+    (void)VerifyOrDiscard(
+        *model, block, whole, /*meanwhile=*/[] {}, /*use=*/nullptr);
   }
   return pins.size();
 }

@@ -58,22 +58,26 @@ class Engine {
     CellRange range;
     std::optional<DType> dtype;  // none: encoded cells
     RawOrder raw_order = RawOrder::kNhd;
-    // Where to write the answer, which then has no checksum; empty: memory of its own.
+    // Where to write the payload, which then has no checksum; empty: memory of its own.
     std::span<std::byte> into;
   };
   // The most bytes Get answers with. INVALID_ARGUMENT as Get.
   [[nodiscard]] absl::StatusOr<uint64_t> MaxGetBytes(const GetRequest& request) const;
-  // Encoded cells are answered where they lie: the payload keeps the block pinned. NOT_FOUND;
-  // INVALID_ARGUMENT (range, dtype, too little room in `into`); DATA_LOSS: stored bytes are
-  // damaged, the block is dropped.
-  [[nodiscard]] absl::StatusOr<Part> Get(uint32_t tenant, const GetRequest& request);
+  // Gives the part to `sink`, unless it goes to `into` without its payload, and returns the
+  // payload's checksum. Decoded cells are given a few layers at a time, and an error may follow
+  // them; encoded ones are given whole and where they lie: the payload keeps the block pinned.
+  // NOT_FOUND; INVALID_ARGUMENT (range, dtype, too little room in `into`); DATA_LOSS: stored bytes
+  // are damaged, the block is dropped.
+  [[nodiscard]] absl::StatusOr<uint64_t> Get(uint32_t tenant, const GetRequest& request,
+                                             PartSink* sink);
 
-  // Transform; nothing is stored. Errors as Put and Get.
-  [[nodiscard]] absl::StatusOr<Part> Encode(const Model& model, const PartLayout& part,
-                                            const Payload& payload);
-  [[nodiscard]] absl::StatusOr<Part> Decode(const Model& model, const PartLayout& part,
-                                            const Payload& payload, DType dtype,
-                                            RawOrder raw_order);
+  // Transform; nothing is stored. To `sink` as Get, nothing before the checksum of `payload` was
+  // verified. Errors as Put and Get.
+  [[nodiscard]] absl::StatusOr<uint64_t> Encode(const Model& model, const PartLayout& part,
+                                                const Payload& payload, PartSink* sink);
+  [[nodiscard]] absl::StatusOr<uint64_t> Decode(const Model& model, const PartLayout& part,
+                                                const Payload& payload, DType dtype,
+                                                RawOrder raw_order, PartSink* sink);
 
   struct LookupResult {
     uint32_t num_blocks = 0;
@@ -109,15 +113,19 @@ class Engine {
   [[nodiscard]] Stats GetStats() const;
 
  private:
+  absl::StatusOr<uint64_t> GetEncoded(const GetRequest& request, const CellRange& range,
+                                      const std::shared_ptr<const ReadPins>& pins, PartSink* sink);
+  absl::StatusOr<uint64_t> GetDecoded(const GetRequest& request, const CellRange& range,
+                                      const ReadPins& pins, PartSink* sink);
   absl::StatusOr<std::shared_ptr<const AttentionTarget>> Resolve(uint32_t tenant,
                                                                  const AttentionRequest& request,
                                                                  const AttentionItem& item);
   absl::StatusOr<AttentionTargets> ResolveAll(uint32_t tenant, const AttentionRequest& request);
   // Checks the cells of a pinned block and hands each that is as it was stored to `use` (may be
-  // empty), on any thread. DATA_LOSS for a damaged one: the block is dropped.
+  // empty), on any thread, and runs `meanwhile`. DATA_LOSS for a damaged one: the block is dropped.
   using UseCell = std::function<absl::Status(const WriteHandle::Cell&, std::span<const std::byte>)>;
   absl::Status VerifyOrDiscard(const Model& model, const BlockView& block, const CellRange& range,
-                               const UseCell& use);
+                               const std::function<void()>& meanwhile, const UseCell& use);
 
   // Constant after construction.
   ModelRegistry* const models_;

@@ -1,11 +1,13 @@
 // The use cases that move parts: Put, Get, Encode, Decode.
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
+#include "kernels/base/xxh3.h"
 #include "service/engine/cell_source.h"
 #include "service/engine/checksum.h"
 #include "service/engine/engine.h"
@@ -28,7 +30,7 @@ absl::Status CheckSum(const PartLayout& part, const Payload& payload) {
   const uint64_t checksum = PayloadChecksum(payload);
   if (checksum == part.checksum) return absl::OkStatus();
   return absl::DataLossError(absl::StrCat("payload has checksum 0x", absl::Hex(checksum),
-                                          "; the header says 0x", absl::Hex(part.checksum)));
+                                          "; its last message says 0x", absl::Hex(part.checksum)));
 }
 
 absl::Status ValidateOutput(const Model& model, const CellRange& range, DType dtype) {
@@ -53,6 +55,9 @@ MutableRowsView Mutable(RowsView rows) {
   return {.data = const_cast<std::byte*>(rows.data), .stride_bytes = rows.stride_bytes};
 }
 
+// How much of a decoded answer is made at a time, if a layer is not more.
+constexpr uint64_t kStepBytes = uint64_t{1} << 20;
+
 // Cells lie at multiples of this.
 struct alignas(64) Line {
   std::byte bytes[64];
@@ -64,30 +69,10 @@ std::shared_ptr<std::byte> NewBytes(uint64_t size) {
   return {lines->bytes, [lines](std::byte*) { delete[] lines; }};
 }
 
-// Where an answer is written.
-struct Output {
-  std::shared_ptr<std::byte> owner;  // null: the caller's
-  std::span<std::byte> bytes;
-
-  [[nodiscard]] Payload payload() const {
-    Payload payload;
-    payload.Append(bytes, owner);
-    return payload;
-  }
-};
-
-Output NewOutput(uint64_t size) {
-  Output output{.owner = NewBytes(size), .bytes = {}};
-  output.bytes = {output.owner.get(), size};
-  return output;
-}
-
-// In `into` unless that is empty.
-absl::StatusOr<Output> OutputFor(uint64_t size, std::span<std::byte> into) {
-  if (into.empty()) return NewOutput(size);
-  if (into.size() >= size) return Output{.owner = nullptr, .bytes = into.first(size)};
+absl::Status CheckRoom(std::span<const std::byte> into, uint64_t bytes) {
+  if (into.size() >= bytes) return absl::OkStatus();
   return absl::InvalidArgumentError(
-      absl::StrCat("segment.length is ", into.size(), "; the answer has ", size, " bytes"));
+      absl::StrCat("segment.length is ", into.size(), "; the answer has ", bytes, " bytes"));
 }
 
 PartLayout EncodedLayout(const Model& model, const CellRange& range, uint32_t num_tokens) {
@@ -99,28 +84,67 @@ PartLayout EncodedLayout(const Model& model, const CellRange& range, uint32_t nu
   return layout;
 }
 
-// `output` is complete.
-Part MakeRawPart(const RawPartFormat& format, const CellRange& range, uint32_t num_tokens,
-                 RawOrder raw_order, const Output& output) {
-  Part raw;
-  raw.raw = format;
-  raw.layout.range = range;
-  raw.layout.num_tokens = num_tokens;
-  raw.layout.raw_order = raw_order;
-  raw.payload = output.payload();
-  if (output.owner != nullptr) raw.layout.checksum = PayloadChecksum(raw.payload);
-  return raw;
+// What a decoded answer is.
+struct RawAnswer {
+  const Model& model;
+  CellRange range;
+  uint32_t num_tokens;
+  DType dtype;
+  RawOrder order;
+
+  // Of some of its layers, as a payload of their own.
+  [[nodiscard]] RawPartFormat Format(const CellRange& layers) const {
+    return {model.layout(), layers, num_tokens, order, dtype, dtype};
+  }
+  [[nodiscard]] PartLayout Layout() const {
+    PartLayout layout;
+    layout.range = range;
+    layout.num_tokens = num_tokens;
+    layout.raw_order = order;
+    return layout;
+  }
+};
+
+// Decodes some layers to `out`, which has the bytes of `format`, and runs `meanwhile`.
+using DecodeLayers =
+    std::function<absl::Status(const CellRange& layers, const RawPartFormat& format, std::byte* out,
+                               const std::function<void()>& meanwhile)>;
+
+// Decodes `answer` about kStepBytes at a time and gives it to `sink`, each step's bytes while they
+// are in a cache; their checksum is made while the next step is decoded. Returns the checksum.
+absl::StatusOr<uint64_t> DecodeInSteps(const RawAnswer& answer, const DecodeLayers& decode,
+                                       PartSink* sink) {
+  const RawPartFormat whole = answer.Format(answer.range);
+  sink->Begin(answer.Layout(), whole, whole.total_bytes());
+  const uint32_t end = answer.range.layer_begin + answer.range.layer_count;
+  const auto step = static_cast<uint32_t>(std::max<uint64_t>(kStepBytes / whole.layer_bytes(), 1));
+  RunningXxh3 checksum;
+  Payload last;  // step, not in the checksum yet
+  const auto add_last = [&] {
+    for (const Payload::Fragment& fragment : last.fragments()) checksum.Add(fragment.bytes);
+  };
+  CellRange layers = answer.range;
+  for (; layers.layer_begin < end; layers.layer_begin += step) {
+    layers.layer_count = std::min(step, end - layers.layer_begin);
+    const RawPartFormat format = answer.Format(layers);
+    const std::shared_ptr<std::byte> out = NewBytes(format.total_bytes());
+    SKETCHKV_RETURN_IF_ERROR(decode(layers, format, out.get(), add_last));
+    last = Payload();
+    last.Append({out.get(), format.total_bytes()}, out);
+    sink->Append(last);
+  }
+  add_last();
+  return checksum.Value();
 }
 
-// Decodes one cell to its place in a raw payload.
-absl::Status DecodeCell(const Model& model, const RawPartFormat& format, DType dtype,
-                        uint32_t num_tokens, const Cell& cell, std::span<const std::byte> from,
-                        std::byte* payload) {
+// Decodes one cell of `answer` to its place in a raw payload.
+absl::Status DecodeCell(const RawAnswer& answer, const RawPartFormat& format, const Cell& cell,
+                        std::span<const std::byte> from, std::byte* payload) {
   MutableRowsView values = Mutable(format.Values(payload, cell.layer, cell.head));
   if (format.value_row_bytes() == 0) values.data = nullptr;
-  return model.codec->cell(cell.layer, cell.head)
-      .Decode(from, num_tokens, dtype, Mutable(format.Keys(payload, cell.layer, cell.head)), dtype,
-              values);
+  return answer.model.codec->cell(cell.layer, cell.head)
+      .Decode(from, answer.num_tokens, answer.dtype,
+              Mutable(format.Keys(payload, cell.layer, cell.head)), answer.dtype, values);
 }
 
 // The cells of a range as they lie in a slot: one fragment where all heads of the layers are asked
@@ -199,7 +223,7 @@ absl::StatusOr<uint64_t> Engine::MaxGetBytes(const GetRequest& request) const {
       .total_bytes();
 }
 
-absl::StatusOr<Part> Engine::Get(uint32_t tenant, const GetRequest& request) {
+absl::StatusOr<uint64_t> Engine::Get(uint32_t tenant, const GetRequest& request, PartSink* sink) {
   const Model& model = *request.model;
   SKETCHKV_ASSIGN_OR_RETURN(const CellRange range, ResolveRange(request.range, model.layout()));
   if (request.dtype.has_value()) {
@@ -208,53 +232,79 @@ absl::StatusOr<Part> Engine::Get(uint32_t tenant, const GetRequest& request) {
   const BlockKey key{.tenant = tenant, .fingerprint = model.fingerprint, .hash = request.hash};
   SKETCHKV_ASSIGN_OR_RETURN(ReadPins pinned, pool_->Pin(key));
   const auto pins = std::make_shared<const ReadPins>(std::move(pinned));
-  const BlockView block = (*pins)[0];
+  return request.dtype.has_value() ? GetDecoded(request, range, *pins, sink)
+                                   : GetEncoded(request, range, pins, sink);
+}
 
-  if (!request.dtype.has_value()) {
-    Part part;
-    part.layout = EncodedLayout(model, range, block.num_tokens);
-    if (!request.into.empty()) {
-      SKETCHKV_ASSIGN_OR_RETURN(const Output output,
-                                OutputFor(EncodedPartBytes(*model.codec, range), request.into));
-      SKETCHKV_RETURN_IF_ERROR(VerifyOrDiscard(
-          model, block, range, [&](const Cell& cell, std::span<const std::byte> bytes) {
-            const uint64_t at = EncodedCellOffset(*model.codec, range, cell.layer, cell.head);
-            std::memcpy(output.bytes.data() + at, bytes.data(), bytes.size());
-            return absl::OkStatus();
-          }));
-      part.payload = output.payload();
-      return part;
-    }
-    SKETCHKV_RETURN_IF_ERROR(VerifyOrDiscard(model, block, range, /*use=*/nullptr));
-    part.payload = CellsInPlace(*model.codec, range, block.bytes, pins);
-    part.layout.checksum = PayloadChecksum(part.payload);
-    return part;
+absl::StatusOr<uint64_t> Engine::GetEncoded(const GetRequest& request, const CellRange& range,
+                                            const std::shared_ptr<const ReadPins>& pins,
+                                            PartSink* sink) {
+  const Model& model = *request.model;
+  const BlockView block = (*pins)[0];
+  const uint64_t bytes = EncodedPartBytes(*model.codec, range);
+  const PartLayout layout = EncodedLayout(model, range, block.num_tokens);
+  if (!request.into.empty()) {
+    SKETCHKV_RETURN_IF_ERROR(CheckRoom(request.into, bytes));
+    SKETCHKV_RETURN_IF_ERROR(VerifyOrDiscard(
+        model, block, range, /*meanwhile=*/[] {},
+        [&](const Cell& cell, std::span<const std::byte> from) {
+          const uint64_t at = EncodedCellOffset(*model.codec, range, cell.layer, cell.head);
+          std::memcpy(request.into.data() + at, from.data(), from.size());
+          return absl::OkStatus();
+        }));
+    sink->Begin(layout, std::nullopt, 0);
+    return 0;
   }
-  const RawPartFormat format(model.layout(), range, block.num_tokens, request.raw_order,
-                             *request.dtype, *request.dtype);
-  SKETCHKV_ASSIGN_OR_RETURN(const Output output, OutputFor(format.total_bytes(), request.into));
+  const Payload cells = CellsInPlace(*model.codec, range, block.bytes, pins);
+  uint64_t checksum = 0;
+  SKETCHKV_RETURN_IF_ERROR(VerifyOrDiscard(
+      model, block, range, [&] { checksum = PayloadChecksum(cells); }, /*use=*/nullptr));
+  sink->Begin(layout, std::nullopt, bytes);
+  sink->Append(cells);
+  return checksum;
+}
+
+absl::StatusOr<uint64_t> Engine::GetDecoded(const GetRequest& request, const CellRange& range,
+                                            const ReadPins& pins, PartSink* sink) {
+  const Model& model = *request.model;
+  const BlockView block = pins[0];
+  const RawAnswer answer{model, range, block.num_tokens, *request.dtype, request.raw_order};
   // Each cell is decoded while its verified bytes are still in the cache.
-  SKETCHKV_RETURN_IF_ERROR(
-      VerifyOrDiscard(model, block, range, [&](const Cell& cell, std::span<const std::byte> bytes) {
-        return DecodeCell(model, format, *request.dtype, block.num_tokens, cell, bytes,
-                          output.bytes.data());
-      }));
-  return MakeRawPart(format, range, block.num_tokens, request.raw_order, output);
+  const DecodeLayers decode = [&](const CellRange& layers, const RawPartFormat& format,
+                                  std::byte* out, const std::function<void()>& meanwhile) {
+    return VerifyOrDiscard(model, block, layers, meanwhile,
+                           [&](const Cell& cell, std::span<const std::byte> from) {
+                             return DecodeCell(answer, format, cell, from, out);
+                           });
+  };
+  if (request.into.empty()) return DecodeInSteps(answer, decode, sink);
+  const RawPartFormat format = answer.Format(range);
+  SKETCHKV_RETURN_IF_ERROR(CheckRoom(request.into, format.total_bytes()));
+  SKETCHKV_RETURN_IF_ERROR(decode(range, format, request.into.data(), /*meanwhile=*/[] {}));
+  sink->Begin(answer.Layout(), format, 0);
+  return 0;
 }
 
 absl::Status Engine::VerifyOrDiscard(const Model& model, const BlockView& block,
-                                     const CellRange& range, const UseCell& use) {
+                                     const CellRange& range, const std::function<void()>& meanwhile,
+                                     const UseCell& use) {
   const CellChecksummer checksummer(*block.key, block.num_tokens);
   const std::vector<Cell> cells = CellsOf(range);
-  absl::Status status = ParallelForStatus(executor_, cells.size(), [&](size_t i) {
-    const auto [layer, head] = cells[i];
+  absl::Status status = ParallelForStatus(executor_, cells.size() + 1, [&](size_t i) {
+    if (i == 0) {
+      meanwhile();
+      return absl::OkStatus();
+    }
+    const auto [layer, head] = cells[i - 1];
     const auto cell =
         block.bytes.subspan(model.codec->cell_offset(layer, head), model.codec->cell_bytes(layer));
     const uint32_t actual = checksummer.Of(layer, head, cell);
     const uint32_t expected =
         block.cell_checksums[size_t{layer} * model.layout().num_kv_heads + head];
-    if (actual == expected) return use ? AtCell(cells[i], use(cells[i], cell)) : absl::OkStatus();
-    return AtCell(cells[i],
+    if (actual == expected) {
+      return use ? AtCell(cells[i - 1], use(cells[i - 1], cell)) : absl::OkStatus();
+    }
+    return AtCell(cells[i - 1],
                   absl::DataLossError(absl::StrCat(
                       "stored cell of block ", block.key->hash.ToHex(), " has checksum 0x",
                       absl::Hex(actual), "; it was stored with 0x", absl::Hex(expected))));
@@ -263,48 +313,57 @@ absl::Status Engine::VerifyOrDiscard(const Model& model, const BlockView& block,
   return status;
 }
 
-absl::StatusOr<Part> Engine::Encode(const Model& model, const PartLayout& part,
-                                    const Payload& payload) {
+absl::StatusOr<uint64_t> Engine::Encode(const Model& model, const PartLayout& part,
+                                        const Payload& payload, PartSink* sink) {
   SKETCHKV_RETURN_IF_ERROR(CheckSize(model, part, /*encoded=*/false, payload));
   SKETCHKV_ASSIGN_OR_RETURN(const CellRange range, ResolveRange(part.range, model.layout()));
-  const Output output = NewOutput(EncodedPartBytes(*model.codec, range));
+  const uint64_t bytes = EncodedPartBytes(*model.codec, range);
+  const std::shared_ptr<std::byte> output = NewBytes(bytes);
   const CellSource source(model, part, range, /*encoded=*/false, payload);
   const std::vector<Cell> cells = CellsOf(range);
   SKETCHKV_RETURN_IF_ERROR(ParallelForStatus(executor_, cells.size() + 1, [&](size_t i) {
     if (i == 0) return CheckSum(part, payload);
     const Cell& cell = cells[i - 1];
     return source.Fill(
-        cell, output.bytes.subspan(EncodedCellOffset(*model.codec, range, cell.layer, cell.head),
-                                   model.codec->cell_bytes(cell.layer)));
+        cell, {output.get() + EncodedCellOffset(*model.codec, range, cell.layer, cell.head),
+               model.codec->cell_bytes(cell.layer)});
   }));
-  Part encoded;
-  encoded.layout = EncodedLayout(model, range, part.num_tokens);
-  encoded.payload = output.payload();
-  encoded.layout.checksum = PayloadChecksum(encoded.payload);
-  return encoded;
+  Payload encoded;
+  encoded.Append({output.get(), bytes}, output);
+  sink->Begin(EncodedLayout(model, range, part.num_tokens), std::nullopt, bytes);
+  sink->Append(encoded);
+  return PayloadChecksum(encoded);
 }
 
-absl::StatusOr<Part> Engine::Decode(const Model& model, const PartLayout& part,
-                                    const Payload& payload, DType dtype, RawOrder raw_order) {
+absl::StatusOr<uint64_t> Engine::Decode(const Model& model, const PartLayout& part,
+                                        const Payload& payload, DType dtype, RawOrder raw_order,
+                                        PartSink* sink) {
   SKETCHKV_RETURN_IF_ERROR(CheckSize(model, part, /*encoded=*/true, payload));
   SKETCHKV_RETURN_IF_ERROR(CheckSum(part, payload));
   SKETCHKV_ASSIGN_OR_RETURN(const CellRange range, ResolveRange(part.range, model.layout()));
   SKETCHKV_RETURN_IF_ERROR(ValidateOutput(model, range, dtype));
-  const RawPartFormat format(model.layout(), range, part.num_tokens, raw_order, dtype, dtype);
-  const Output output = NewOutput(format.total_bytes());
-  const std::vector<Cell> cells = CellsOf(range);
-  SKETCHKV_RETURN_IF_ERROR(ParallelForStatus(executor_, cells.size(), [&](size_t i) {
-    const Cell& cell = cells[i];
+  const RawAnswer answer{model, range, part.num_tokens, dtype, raw_order};
+  const auto decode_cell = [&](const Cell& cell, const RawPartFormat& format, std::byte* out) {
     const CellCodec& codec = model.codec->cell(cell.layer, cell.head);
     // Copied, for it may be cut, or not be aligned, as it came.
     const std::shared_ptr<std::byte> copy = NewBytes(codec.cell_bytes());
     const std::span<std::byte> from(copy.get(), codec.cell_bytes());
     payload.CopyTo(EncodedCellOffset(*model.codec, range, cell.layer, cell.head), from);
-    SKETCHKV_RETURN_IF_ERROR(AtCell(cell, codec.Validate(from, part.num_tokens)));
-    return AtCell(
-        cell, DecodeCell(model, format, dtype, part.num_tokens, cell, from, output.bytes.data()));
-  }));
-  return MakeRawPart(format, range, part.num_tokens, raw_order, output);
+    SKETCHKV_RETURN_IF_ERROR(codec.Validate(from, part.num_tokens));
+    return DecodeCell(answer, format, cell, from, out);
+  };
+  return DecodeInSteps(
+      answer,
+      [&](const CellRange& layers, const RawPartFormat& format, std::byte* out,
+          const std::function<void()>& meanwhile) {
+        const std::vector<Cell> cells = CellsOf(layers);
+        return ParallelForStatus(executor_, cells.size() + 1, [&](size_t i) {
+          if (i > 0) return AtCell(cells[i - 1], decode_cell(cells[i - 1], format, out));
+          meanwhile();
+          return absl::OkStatus();
+        });
+      },
+      sink);
 }
 
 }  // namespace sketchkv

@@ -24,7 +24,7 @@ struct PartLayout {
   CellRange range;  // counts resolved, inside the model
   uint32_t num_tokens = 0;
   RawOrder raw_order = RawOrder::kNhd;
-  uint64_t checksum = 0;
+  uint64_t checksum = 0;  // of the payload; of parts that came from outside only
   // Encoded payloads only.
   std::string fingerprint;
   uint32_t format_version = 0;
@@ -46,6 +46,7 @@ class RawPartFormat {
   RawPartFormat(const KvLayout& layout, const CellRange& range, uint32_t num_tokens,
                 RawOrder order);
 
+  [[nodiscard]] uint64_t layer_bytes() const { return layer_bytes_; }
   [[nodiscard]] uint64_t total_bytes() const { return layer_bytes_ * range_.layer_count; }
   [[nodiscard]] uint64_t key_row_bytes() const { return key_row_bytes_; }
   [[nodiscard]] uint64_t value_row_bytes() const { return value_row_bytes_; }
@@ -76,11 +77,17 @@ class RawPartFormat {
   uint64_t layer_bytes_;
 };
 
-// A part and its bytes.
-struct Part {
-  PartLayout layout;
-  std::optional<RawPartFormat> raw;  // of raw payloads
-  Payload payload;
+// Takes a part while it is being made. What it was given means nothing until the call that makes it
+// returns OK with the payload's checksum.
+class PartSink {
+ public:
+  virtual ~PartSink() = default;
+
+  // First, once. `raw`: of raw payloads. `payload_bytes`: how much Append will be given together.
+  virtual void Begin(const PartLayout& layout, const std::optional<RawPartFormat>& raw,
+                     uint64_t payload_bytes) = 0;
+  // The next bytes, of raw payloads whole rows.
+  virtual void Append(const Payload& bytes) = 0;
 };
 
 // Size of the encoded payload of `range`.

@@ -5,7 +5,6 @@
 
 #include "kernels/base/status_macros.h"
 #include "service/rpc/convert.h"
-#include "service/rpc/part_answer.h"
 #include "service/rpc/upload_stream.h"
 
 namespace sketchkv {
@@ -18,8 +17,8 @@ class TransformStream : public UploadStream<Request, Response> {
   using UploadStream<Request, Response>::UploadStream;
 
  protected:
-  using Transform =
-      std::function<absl::StatusOr<Part>(const Model&, const PartLayout&, const Payload&)>;
+  using Transform = std::function<absl::StatusOr<uint64_t>(const Model&, const PartLayout&,
+                                                           const Payload&, PartSink*)>;
 
   bool IsFirst(const Request& message) const final { return message.has_part(); }
 
@@ -28,7 +27,7 @@ class TransformStream : public UploadStream<Request, Response> {
                                                         std::shared_ptr<const Model> model,
                                                         bool encoded, uint64_t output_bytes,
                                                         Transform transform) {
-    const PartLayout part = FromProto(first.part());
+    PartLayout part = FromProto(first.part());
     auto upload = std::make_shared<Upload>();
     SKETCHKV_ASSIGN_OR_RETURN(upload->expected_bytes, ExpectedPayloadBytes(*model, part, encoded));
     if (!encoded) {
@@ -42,12 +41,15 @@ class TransformStream : public UploadStream<Request, Response> {
     upload->holds.push_back(std::move(hold));
     upload->deadline = this->service().Deadline(first.timeout_ms(), this->call());
     upload->run = [this, request_id = first.request_id(), model = std::move(model), part,
-                   transform = std::move(transform)](const std::shared_ptr<Upload>& complete) {
-      const absl::StatusOr<Part> result = transform(*model, part, complete->TakePayload());
-      const InflightBytes::Hold output_hold = complete->holds.front();
-      complete->holds.clear();  // the input is gone
-      if (!result.ok()) return this->AnswerError(request_id, result.status());
-      this->Answer(request_id, PartMessages<Response>(request_id, *result, output_hold));
+                   transform =
+                       std::move(transform)](const std::shared_ptr<Upload>& complete) mutable {
+      part.checksum = complete->checksum;
+      this->AnswerPart(request_id, complete->holds.front(), [&](PartSink* sink) {
+        const absl::StatusOr<uint64_t> checksum =
+            transform(*model, part, complete->TakePayload(), sink);
+        complete->holds.clear();  // the input is gone
+        return checksum;
+      });
     };
     return upload;
   }
@@ -67,10 +69,11 @@ class EncodeStream final : public TransformStream<v1::EncodeRequest, v1::EncodeR
     SKETCHKV_ASSIGN_OR_RETURN(const CellRange range,
                               ResolveRange(FromProto(first.part().range()), model->layout()));
     const uint64_t output_bytes = EncodedPartBytes(*model->codec, range);
-    return OpenTransform(first, std::move(model), /*encoded=*/false, output_bytes,
-                         [this](const Model& of, const PartLayout& part, const Payload& payload) {
-                           return service().engine->Encode(of, part, payload);
-                         });
+    return OpenTransform(
+        first, std::move(model), /*encoded=*/false, output_bytes,
+        [this](const Model& of, const PartLayout& part, const Payload& payload, PartSink* sink) {
+          return service().engine->Encode(of, part, payload, sink);
+        });
   }
 };
 
@@ -94,11 +97,11 @@ class DecodeStream final : public TransformStream<v1::DecodeRequest, v1::DecodeR
     const uint64_t output_bytes =
         RawPartFormat(model->layout(), range, first.part().num_tokens(), order, dtype, dtype)
             .total_bytes();
-    return OpenTransform(
-        first, std::move(model), /*encoded=*/true, output_bytes,
-        [this, dtype, order](const Model& of, const PartLayout& part, const Payload& payload) {
-          return service().engine->Decode(of, part, payload, dtype, order);
-        });
+    return OpenTransform(first, std::move(model), /*encoded=*/true, output_bytes,
+                         [this, dtype, order](const Model& of, const PartLayout& part,
+                                              const Payload& payload, PartSink* sink) {
+                           return service().engine->Decode(of, part, payload, dtype, order, sink);
+                         });
   }
 };
 

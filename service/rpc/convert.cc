@@ -215,7 +215,6 @@ PartLayout FromProto(const v1::PartLayout& message) {
   part.range = FromProto(message.range());
   part.num_tokens = message.num_tokens();
   part.raw_order = static_cast<RawOrder>(message.raw_order());  // checked with the payload's size
-  part.checksum = message.checksum();
   part.fingerprint = message.fingerprint();
   part.format_version = message.format_version();
   return part;
@@ -228,7 +227,6 @@ v1::PartLayout ToProto(const PartLayout& part, bool encoded) {
   message.mutable_range()->set_head_begin(part.range.head_begin);
   message.mutable_range()->set_head_count(part.range.head_count);
   message.set_num_tokens(part.num_tokens);
-  message.set_checksum(part.checksum);
   if (encoded) {
     message.set_fingerprint(part.fingerprint);
     message.set_format_version(part.format_version);

@@ -4,7 +4,6 @@
 
 #include "kernels/base/status_macros.h"
 #include "service/rpc/convert.h"
-#include "service/rpc/part_answer.h"
 #include "service/rpc/segment_ref.h"
 
 namespace sketchkv {
@@ -38,9 +37,9 @@ absl::Status GetStream::Begin(const v1::GetRequest& message) {
   const uint64_t request_id = message.request_id();
   Submit(request_id, service().Deadline(message.timeout_ms(), call()),
          [this, request_id, hold, request = std::move(request)] {
-           absl::StatusOr<Part> part = service().engine->Get(kDefaultTenant, request);
-           if (!part.ok()) return AnswerError(request_id, part.status());
-           Answer(request_id, PartMessages<v1::GetResponse>(request_id, *part, hold));
+           AnswerPart(request_id, hold, [&](PartSink* sink) {
+             return service().engine->Get(kDefaultTenant, request, sink);
+           });
          });
   return absl::OkStatus();
 }
@@ -55,13 +54,9 @@ absl::Status GetStream::BeginShared(const v1::GetRequest& message, Engine::GetRe
   const uint64_t request_id = message.request_id();
   Submit(request_id, service().Deadline(message.timeout_ms(), call()),
          [this, request_id, shared, request = std::move(request)] {
-           const absl::StatusOr<Part> part = service().engine->Get(kDefaultTenant, request);
-           if (!part.ok()) return AnswerError(request_id, part.status());
-           v1::GetResponse response;
-           response.set_request_id(request_id);
-           *response.mutable_part() = ToProto(part->layout, !part->raw.has_value());
-           *response.mutable_status() = ToItemStatus(absl::OkStatus());
-           Answer(request_id, response);
+           AnswerPart(request_id, /*hold=*/nullptr, [&](PartSink* sink) {
+             return service().engine->Get(kDefaultTenant, request, sink);
+           });
          });
   return absl::OkStatus();
 }

@@ -6,17 +6,20 @@
 #include <atomic>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <set>
 #include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/base/mutex.h"
 #include "proto/bulk_message.h"
 #include "service/engine/payload.h"
 #include "service/rpc/inflight.h"
+#include "service/rpc/part_answer.h"
 #include "service/rpc/payload_slices.h"
 #include "service/rpc/service_context.h"
 #include "service/rpc/status.h"
@@ -89,17 +92,35 @@ class ItemStream : public RawBidiReactor, private WriteWatch::Stream {
       for (grpc::ByteBuffer& message : messages) queue_.push_back(std::move(message));
     });
   }
-  // The same with one message, without bulk.
-  void Answer(uint64_t request_id, const Response& message) {
+  // The same with one message.
+  void Answer(uint64_t request_id, grpc::ByteBuffer message) {
     std::vector<grpc::ByteBuffer> messages;
-    messages.push_back(JoinMessage(message, {}));
+    messages.push_back(std::move(message));
     Answer(request_id, std::move(messages));
+  }
+  // The same without bulk.
+  void Answer(uint64_t request_id, const Response& message) {
+    Answer(request_id, JoinMessage(message, {}));
   }
   void AnswerError(uint64_t request_id, const absl::Status& status) {
     Response message;
     message.set_request_id(request_id);
     *message.mutable_status() = ToItemStatus(status);
     Answer(request_id, message);
+  }
+
+  // Ends an item with the part that `make` gives to the sink, which is sent while it is being made;
+  // `make` returns its checksum. What is not sent yet holds `hold`.
+  void AnswerPart(uint64_t request_id, InflightBytes::Hold hold,
+                  const std::function<absl::StatusOr<uint64_t>(PartSink*)>& make) {
+    PartAnswer<Response> answer(request_id, std::move(hold), [this](grpc::ByteBuffer message) {
+      Step([&]() SKETCHKV_REQUIRES(mu_) {
+        if (!broken_) queue_.push_back(std::move(message));
+      });
+    });
+    const absl::StatusOr<uint64_t> checksum = make(&answer);
+    if (!checksum.ok()) return AnswerError(request_id, checksum.status());
+    Answer(request_id, answer.Finish(*checksum));
   }
 
   // Runs `body` on the executor for an item that has begun; a dropped item is answered with why.

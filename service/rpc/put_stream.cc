@@ -79,6 +79,7 @@ absl::StatusOr<std::shared_ptr<Upload>> PutStream::Open(const v1::PutRequest& fi
   upload->deadline = item->deadline;
   upload->run = [this, item](const std::shared_ptr<Upload>& complete) {
     item->request.payload = complete->TakePayload();
+    item->request.part.checksum = complete->checksum;
     item->holds = std::move(complete->holds);
     Run(item);
   };

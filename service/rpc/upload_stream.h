@@ -37,6 +37,7 @@ class Upload {
   // Runs on the executor when the payload is complete.
   std::function<void(std::shared_ptr<Upload>)> run;
   uint64_t received_bytes = 0;
+  uint64_t checksum = 0;  // what the last message says the payload has
 
   void Add(const Payload& chunk, InflightBytes::Hold hold) {
     holds.push_back(std::move(hold));
@@ -122,6 +123,7 @@ class UploadStream : public ItemStream<Request, Response> {
                                                      arrival_->id));
     }
     if (arrival_->upload == nullptr) return absl::OkStatus();
+    arrival_->upload->checksum = message.checksum();
     Append(chunk);
     // Items that come in one message never need it.
     if (arrival_->upload != nullptr && alarm_ == nullptr) SetAlarm();

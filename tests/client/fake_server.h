@@ -15,6 +15,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "client/cpp/src/part.h"
+#include "kernels/base/xxh3.h"
 #include "sketchkv/client.h"
 #include "sketchkv/v1/attention.grpc.pb.h"
 #include "sketchkv/v1/cache.grpc.pb.h"
@@ -51,9 +52,16 @@ inline v1::Model SmallModel(const std::string& name) {
 }
 inline constexpr size_t kSmallBlockBytes = 2 * 2 * 8 * (16 + 16) * sizeof(float);
 
+inline uint64_t Checksum(std::span<const std::byte> bytes) {
+  RunningXxh3 checksum;
+  checksum.Add(bytes);
+  return checksum.Value();
+}
+
 // The payload of one put item as it arrived.
 struct ArrivedPut {
   v1::PutRequest first;
+  uint64_t checksum = 0;  // of the last message
   std::vector<size_t> chunk_bytes;
   std::string payload;
 };
@@ -70,6 +78,7 @@ inline bool ReadPut(PutStream* stream, size_t payload_bytes, ArrivedPut* put) {
     if (put->chunk_bytes.empty()) put->first = request;
     put->chunk_bytes.push_back(request.payload().size());
     put->payload += request.payload();
+    put->checksum = request.checksum();
     if (put->payload.size() >= payload_bytes) return true;
   }
   return false;

@@ -21,13 +21,15 @@ class LocalEncodeTest : public testing::Test {
                .block_tokens = kTokens,
                .key_dtype = DType::kFp32,
                .value_dtype = DType::kFp32};
-    const ProfileRequest requests[kLayers] = {
-        {.name = "raw"},
-        {.name = "qjl", .num_outliers = 2},
-        {.name = "qjl-paper"},
-        {.centering = Centering::kBlock, .num_outliers = 3},
-        {.name = "qjl2p", .scale_rule = ScaleRule::kLeastSquares,
-         .value_scale_rule = ScaleRule::kLeastSquares, .value_bits = 4, .seed = 9}};
+    const ProfileRequest requests[kLayers] = {{.name = "raw"},
+                                              {.name = "qjl", .num_outliers = 2},
+                                              {.name = "qjl-paper"},
+                                              {.centering = Centering::kBlock, .num_outliers = 3},
+                                              {.name = "qjl2p",
+                                               .scale_rule = ScaleRule::kLeastSquares,
+                                               .value_scale_rule = ScaleRule::kLeastSquares,
+                                               .value_bits = 4,
+                                               .seed = 9}};
     for (uint32_t layer = 0; layer < kLayers; ++layer) {
       SKETCHKV_ASSERT_OK_AND_ASSIGN(CodecProfile profile,
                                     ResolveProfile(requests[layer], layout_, layer));
@@ -113,8 +115,7 @@ TEST_F(LocalEncodeTest, SendsTheCodecsCellsInEitherOrder) {
     EXPECT_EQ(put.payload, cells);
     EXPECT_TRUE(put.first.header().encoded());
     EXPECT_EQ(put.first.header().part().fingerprint(), std::string(16, 'f'));
-    EXPECT_EQ(put.first.header().part().checksum(),
-              client::Checksum(std::as_bytes(std::span(cells))));
+    EXPECT_EQ(put.checksum, Checksum(std::as_bytes(std::span(cells))));
   }
 }
 

@@ -44,7 +44,7 @@ v1::GetResponse GetAnswer(uint64_t id, const std::vector<std::byte>& payload) {
   response.mutable_part()->mutable_range()->set_head_count(2);
   response.mutable_part()->set_num_tokens(8);
   response.mutable_part()->set_raw_order(v1::RAW_ORDER_NHD);
-  response.mutable_part()->set_checksum(client::Checksum(payload));
+  response.set_checksum(Checksum(payload));
   response.set_payload(payload.data(), payload.size());
   return response;
 }
@@ -93,7 +93,7 @@ TEST_F(StoreTest, PutSendsWhatTheProtocolSays) {
   EXPECT_EQ(header.part().range().head_count(), 2u);
   EXPECT_EQ(header.part().num_tokens(), 8u);
   EXPECT_EQ(header.part().raw_order(), v1::RAW_ORDER_HND);
-  EXPECT_EQ(header.part().checksum(), client::Checksum(payload_));
+  EXPECT_EQ(put.checksum, Checksum(payload_));
   EXPECT_EQ(std::memcmp(put.payload.data(), payload_.data(), payload_.size()), 0);
 }
 

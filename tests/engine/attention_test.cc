@@ -49,7 +49,7 @@ struct Chain {
       const uint32_t tokens = b == blocks ? last_tokens : block_tokens;
       EXPECT_THAT(f.Put(model, b, b - 1, RandomPart(*model, {}, tokens, b)), IsOk());
       const auto part =
-          f.engine.Get(0, {.model = model, .hash = TestHash(b), .dtype = DType::kFp32});
+          GetPart(f.engine, {.model = model, .hash = TestHash(b), .dtype = DType::kFp32});
       EXPECT_THAT(part, IsOk());
       Append(*part);
     }
@@ -241,7 +241,7 @@ TEST(EngineAttentionTest, ValuesThatAreAPrefixOfTheKeysAreAttendedFromThere) {
   SKETCHKV_ASSERT_OK(f.Put(model, 1, 0, part));
   SKETCHKV_ASSERT_OK_AND_ASSIGN(
       const Part back,
-      f.engine.Get(0, {.model = model, .hash = TestHash(1), .dtype = DType::kFp32}));
+      GetPart(f.engine, {.model = model, .hash = TestHash(1), .dtype = DType::kFp32}));
   EXPECT_EQ(back.payload, part.payload);
 
   const std::vector<float> queries = RandomFloats(3 * 40, 13);

@@ -24,17 +24,17 @@ TEST(EngineTest, RawBlocksComeBackUnchangedInBothOrders) {
   SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto put, f.Put(model, 1, 0, part));
   EXPECT_TRUE(put.sealed);
   EXPECT_FALSE(put.already_present);
-  SKETCHKV_ASSERT_OK_AND_ASSIGN(const Part same, f.engine.Get(0, {.model = model,
-                                                                  .hash = TestHash(1),
-                                                                  .dtype = DType::kFp32,
-                                                                  .raw_order = RawOrder::kHnd}));
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const Part same, GetPart(f.engine, {.model = model,
+                                                                    .hash = TestHash(1),
+                                                                    .dtype = DType::kFp32,
+                                                                    .raw_order = RawOrder::kHnd}));
   EXPECT_EQ(same.payload, part.payload);
   EXPECT_EQ(same.layout.checksum, part.layout.checksum);
   // Put again in the other order: the same cells, so nothing is new.
-  SKETCHKV_ASSERT_OK_AND_ASSIGN(const Part nhd, f.engine.Get(0, {.model = model,
-                                                                 .hash = TestHash(1),
-                                                                 .dtype = DType::kFp32,
-                                                                 .raw_order = RawOrder::kNhd}));
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const Part nhd, GetPart(f.engine, {.model = model,
+                                                                   .hash = TestHash(1),
+                                                                   .dtype = DType::kFp32,
+                                                                   .raw_order = RawOrder::kNhd}));
   EXPECT_NE(nhd.payload, part.payload);
   EXPECT_EQ(nhd.payload.size(), part.payload.size());
   SKETCHKV_ASSERT_OK_AND_ASSIGN(
@@ -51,18 +51,18 @@ TEST(EngineTest, EncodeGivesTheBytesThatAPutStoresAndDecodeTheWayBack) {
     const RawPart part = RandomPart(*model, {}, 11, 2);
     SKETCHKV_ASSERT_OK(f.Put(model, 1, 0, part));
     SKETCHKV_ASSERT_OK_AND_ASSIGN(const Part stored,
-                                  f.engine.Get(0, {.model = model, .hash = TestHash(1)}));
+                                  GetPart(f.engine, {.model = model, .hash = TestHash(1)}));
     SKETCHKV_ASSERT_OK_AND_ASSIGN(const Part encoded,
-                                  f.engine.Encode(*model, part.layout, Bytes(part.payload)));
+                                  EncodePart(f.engine, *model, part.layout, Bytes(part.payload)));
     EXPECT_EQ(stored.payload, encoded.payload) << profile;
     EXPECT_EQ(stored.layout.num_tokens, 11);
 
     SKETCHKV_ASSERT_OK_AND_ASSIGN(
         const Part fetched,
-        f.engine.Get(0, {.model = model, .hash = TestHash(1), .dtype = DType::kBf16}));
-    SKETCHKV_ASSERT_OK_AND_ASSIGN(
-        const Part decoded,
-        f.engine.Decode(*model, encoded.layout, encoded.payload, DType::kBf16, RawOrder::kNhd));
+        GetPart(f.engine, {.model = model, .hash = TestHash(1), .dtype = DType::kBf16}));
+    SKETCHKV_ASSERT_OK_AND_ASSIGN(const Part decoded,
+                                  DecodePart(f.engine, *model, encoded.layout, encoded.payload,
+                                             DType::kBf16, RawOrder::kNhd));
     EXPECT_EQ(fetched.payload, decoded.payload) << profile;
 
     // Encoded cells may be put under another hash, and are the same there.
@@ -73,7 +73,7 @@ TEST(EngineTest, EncodeGivesTheBytesThatAPutStoresAndDecodeTheWayBack) {
                            .payload = encoded.payload};
     SKETCHKV_ASSERT_OK(f.engine.Put(0, put));
     SKETCHKV_ASSERT_OK_AND_ASSIGN(const Part copy,
-                                  f.engine.Get(0, {.model = model, .hash = TestHash(2)}));
+                                  GetPart(f.engine, {.model = model, .hash = TestHash(2)}));
     EXPECT_EQ(copy.payload, encoded.payload) << profile;
   }
 }
@@ -88,14 +88,15 @@ TEST(EngineTest, PartsOfABlockMeetAndRangesAreReadBack) {
           const auto put, f.Put(model, 5, 0, RandomPart(*model, range, 16, layer * 10 + head)));
       EXPECT_EQ(put.sealed, layer == 2 && head == 1);
       const bool readable =
-          f.engine.Get(0, {.model = model, .hash = TestHash(5), .range = range}).ok();
+          GetPart(f.engine, {.model = model, .hash = TestHash(5), .range = range}).ok();
       EXPECT_EQ(readable, put.sealed) << "only sealed blocks are read";
     }
   }
   const CellRange one{1, 1, 1, 1};
   SKETCHKV_ASSERT_OK_AND_ASSIGN(
       const Part part,
-      f.engine.Get(0, {.model = model, .hash = TestHash(5), .range = one, .dtype = DType::kFp32}));
+      GetPart(f.engine,
+              {.model = model, .hash = TestHash(5), .range = one, .dtype = DType::kFp32}));
   EXPECT_EQ(part.payload, RandomPart(*model, one, 16, 11).payload);
 }
 
@@ -127,7 +128,7 @@ TEST(EngineTest, BadPutsSayWhyAndLeaveNothing) {
   EXPECT_THAT(f.Put(model, 1, 0, poisoned),
               StatusIs(absl::StatusCode::kInvalidArgument, {"layer 1, head 1", "token 2"}));
   expect_nothing();
-  EXPECT_THAT(f.engine.Encode(*model, poisoned.layout, Bytes(poisoned.payload)),
+  EXPECT_THAT(EncodePart(f.engine, *model, poisoned.layout, Bytes(poisoned.payload)),
               StatusIs(absl::StatusCode::kInvalidArgument, {"layer 1, head 1", "token 2"}));
 }
 
@@ -136,7 +137,7 @@ TEST(EngineTest, DamagedEncodedCellsAreRefused) {
   const auto model = f.Register("m", SmallLayout(), "qjl");
   const RawPart part = RandomPart(*model, {}, 16, 3);
   SKETCHKV_ASSERT_OK_AND_ASSIGN(Part encoded,
-                                f.engine.Encode(*model, part.layout, Bytes(part.payload)));
+                                EncodePart(f.engine, *model, part.layout, Bytes(part.payload)));
   std::string damaged = encoded.payload.ToString();
   damaged[0] = damaged[1] = '\xff';  // the first scale of the first cell
   encoded.layout.checksum = PayloadChecksum(Bytes(damaged));
@@ -163,11 +164,12 @@ TEST(EngineTest, AFlippedStoredBitIsAMissAndACounterNeverAnAnswer) {
     const_cast<std::byte*>(pins[0].bytes.data())[at] ^= std::byte{4};
   }
   // Cells that are whole are still served.
-  SKETCHKV_EXPECT_OK(f.engine.Get(
-      0, {.model = model, .hash = TestHash(1), .range = {.layer_begin = 0, .layer_count = 2}}));
-  EXPECT_THAT(f.engine.Get(0, {.model = model, .hash = TestHash(1)}),
+  SKETCHKV_EXPECT_OK(GetPart(
+      f.engine,
+      {.model = model, .hash = TestHash(1), .range = {.layer_begin = 0, .layer_count = 2}}));
+  EXPECT_THAT(GetPart(f.engine, {.model = model, .hash = TestHash(1)}),
               StatusIs(absl::StatusCode::kDataLoss, {"layer 2, head 1"}));
-  EXPECT_THAT(f.engine.Get(0, {.model = model, .hash = TestHash(1)}),
+  EXPECT_THAT(GetPart(f.engine, {.model = model, .hash = TestHash(1)}),
               StatusIs(absl::StatusCode::kNotFound));
   EXPECT_EQ(f.pool.GetStats().discarded_total, 1);
   const std::vector<BlockHash> chain = {TestHash(1), TestHash(2)};
@@ -199,7 +201,7 @@ TEST(EngineTest, ScrubFindsADamagedBlockWithoutAnybodyReadingIt) {
   EXPECT_EQ(verified, 5);
   EXPECT_EQ(f.pool.GetStats().discarded_total, 1);
   EXPECT_EQ(f.pool.GetStats().sealed_blocks, 4);
-  EXPECT_THAT(f.engine.Get(0, {.model = model, .hash = TestHash(4)}),
+  EXPECT_THAT(GetPart(f.engine, {.model = model, .hash = TestHash(4)}),
               StatusIs(absl::StatusCode::kNotFound));
 }
 
@@ -247,7 +249,7 @@ TEST(EngineTest, TheFirstWriterOfACellWins) {
   EXPECT_TRUE(put.already_present);
   SKETCHKV_ASSERT_OK_AND_ASSIGN(
       const Part part,
-      f.engine.Get(0, {.model = model, .hash = TestHash(1), .dtype = DType::kFp32}));
+      GetPart(f.engine, {.model = model, .hash = TestHash(1), .dtype = DType::kFp32}));
   EXPECT_EQ(part.payload, first.payload);
 }
 
@@ -259,8 +261,8 @@ TEST(EngineTest, UnregisterDropsTheModelsBlocksOnly) {
   SKETCHKV_ASSERT_OK(f.Put(b, 1, 0, RandomPart(*b, {}, 16, 3)));
   SKETCHKV_ASSERT_OK_AND_ASSIGN(const uint64_t dropped, f.engine.Unregister(0, "a"));
   EXPECT_EQ(dropped, 1);
-  SKETCHKV_EXPECT_OK(f.engine.Get(0, {.model = b, .hash = TestHash(1)}));
-  EXPECT_THAT(f.engine.Get(0, {.model = a, .hash = TestHash(1)}),
+  SKETCHKV_EXPECT_OK(GetPart(f.engine, {.model = b, .hash = TestHash(1)}));
+  EXPECT_THAT(GetPart(f.engine, {.model = a, .hash = TestHash(1)}),
               StatusIs(absl::StatusCode::kNotFound));
 }
 
@@ -268,7 +270,7 @@ TEST(EngineTest, OutputTypesASketchCannotGiveAreRefused) {
   EngineFixture f;
   const auto model = f.Register("m", SmallLayout(), "qjl");
   SKETCHKV_ASSERT_OK(f.Put(model, 1, 0, RandomPart(*model, {}, 16, 3)));
-  EXPECT_THAT(f.engine.Get(0, {.model = model, .hash = TestHash(1), .dtype = DType::kFp8E4M3}),
+  EXPECT_THAT(GetPart(f.engine, {.model = model, .hash = TestHash(1), .dtype = DType::kFp8E4M3}),
               StatusIs(absl::StatusCode::kInvalidArgument, {"format.dtype is 4", "qjl"}));
 }
 

@@ -100,18 +100,18 @@ TEST(PayloadTest, CellsOfACutPayloadAreThoseOfAWholeOne) {
     for (const RawOrder order : {RawOrder::kNhd, RawOrder::kHnd}) {
       const RawPart part = RandomPart(*model, {}, 13, 1, order);
       SKETCHKV_ASSERT_OK_AND_ASSIGN(const Part whole,
-                                    f.engine.Encode(*model, part.layout, Bytes(part.payload)));
+                                    EncodePart(f.engine, *model, part.layout, Bytes(part.payload)));
       for (const size_t size : {1, 100, 129, 5000}) {
-        SKETCHKV_ASSERT_OK_AND_ASSIGN(
-            const Part cut, f.engine.Encode(*model, part.layout, Cut(part.payload, {size, 3})));
+        SKETCHKV_ASSERT_OK_AND_ASSIGN(const Part cut, EncodePart(f.engine, *model, part.layout,
+                                                                 Cut(part.payload, {size, 3})));
         EXPECT_EQ(cut.payload, whole.payload) << profile << " in pieces of " << size;
         SKETCHKV_ASSERT_OK_AND_ASSIGN(
             const Part back,
-            f.engine.Decode(*model, whole.layout, Cut(whole.payload.ToString(), {size, 3}),
-                            DType::kFp32, order));
+            DecodePart(f.engine, *model, whole.layout, Cut(whole.payload.ToString(), {size, 3}),
+                       DType::kFp32, order));
         SKETCHKV_ASSERT_OK_AND_ASSIGN(
             const Part want,
-            f.engine.Decode(*model, whole.layout, whole.payload, DType::kFp32, order));
+            DecodePart(f.engine, *model, whole.layout, whole.payload, DType::kFp32, order));
         EXPECT_EQ(back.payload, want.payload) << profile << " in pieces of " << size;
       }
     }

@@ -25,7 +25,7 @@ v1::PutRequest Example(const std::string& payload) {
   v1::PutRequest message;
   message.set_request_id(300);
   message.mutable_header()->set_model("m");
-  message.mutable_header()->mutable_part()->set_checksum(~uint64_t{0});
+  message.set_checksum(~uint64_t{0});
   message.set_payload(payload);
   return message;
 }

@@ -127,7 +127,7 @@ TEST(CacheRpcTest, GetServesRangesFormatsAndErrorsItemByItem) {
   EXPECT_EQ(by_id[2].part().fingerprint().size(), 16);
   EXPECT_EQ(by_id[3].payload().size(), 16 * (32 + 16) * 2);
   for (const uint64_t ok : {1, 2, 3}) {
-    EXPECT_EQ(by_id[ok].part().checksum(), PayloadChecksum(Bytes(by_id[ok].payload())));
+    EXPECT_EQ(by_id[ok].checksum(), PayloadChecksum(Bytes(by_id[ok].payload())));
   }
   ExpectItem(by_id[4].status(), grpc::StatusCode::NOT_FOUND, {TestHash(7).ToHex()});
   ExpectItem(by_id[5].status(), grpc::StatusCode::INVALID_ARGUMENT, {"layer_begin is 2", "2"});

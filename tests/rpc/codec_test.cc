@@ -13,7 +13,6 @@ v1::PartLayout LayoutOf(const PartLayout& part) {
   message.mutable_range()->set_head_count(part.range.head_count);
   message.set_num_tokens(part.num_tokens);
   message.set_raw_order(static_cast<v1::RawOrder>(part.raw_order));
-  message.set_checksum(part.checksum);
   message.set_fingerprint(part.fingerprint);
   message.set_format_version(part.format_version);
   return message;
@@ -29,6 +28,7 @@ TEST(CodecRpcTest, EncodeStoresNothingAndGivesTheBytesAPutStores) {
     request.set_model(profile);
     *request.mutable_part() = LayoutOf(part.layout);
     request.set_payload(part.payload);
+    request.set_checksum(part.layout.checksum);
     grpc::ClientContext call;
     std::vector<v1::EncodeResponse> encoded;
     const auto stream = f.codec->Encode(&call);
@@ -36,7 +36,7 @@ TEST(CodecRpcTest, EncodeStoresNothingAndGivesTheBytesAPutStores) {
     ASSERT_EQ(encoded.size(), 1);
     ASSERT_EQ(encoded[0].status().code(), 0) << encoded[0].status().message();
     EXPECT_EQ(f.pool.GetStats().blocks, 0);
-    const Part expected = *f.engine.Encode(*model, part.layout, Bytes(part.payload));
+    const Part expected = *EncodePart(f.engine, *model, part.layout, Bytes(part.payload));
     EXPECT_EQ(encoded[0].payload(), expected.payload.ToString());
 
     v1::DecodeRequest back;
@@ -46,13 +46,14 @@ TEST(CodecRpcTest, EncodeStoresNothingAndGivesTheBytesAPutStores) {
     back.mutable_format()->set_dtype(v1::DTYPE_FP32);
     back.mutable_format()->set_raw_order(v1::RAW_ORDER_HND);
     back.set_payload(encoded[0].payload());
+    back.set_checksum(encoded[0].checksum());
     grpc::ClientContext back_call;
     std::vector<v1::DecodeResponse> decoded;
     const auto back_stream = f.codec->Decode(&back_call);
     ASSERT_TRUE(RpcFixture::Exchange(back_stream.get(), {back}, &decoded).ok());
     ASSERT_EQ(decoded.size(), 1);
     ASSERT_EQ(decoded[0].status().code(), 0) << decoded[0].status().message();
-    EXPECT_EQ(decoded[0].part().checksum(), PayloadChecksum(Bytes(decoded[0].payload())));
+    EXPECT_EQ(decoded[0].checksum(), PayloadChecksum(Bytes(decoded[0].payload())));
     if (profile == "raw") {
       EXPECT_EQ(decoded[0].payload(), part.payload);
     } else {
@@ -65,7 +66,7 @@ TEST(CodecRpcTest, DecodeRefusesDamagedAndForeignCells) {
   RpcFixture f;
   const auto model = f.Register("m", "qjl");
   const RawPart part = RandomPart(*model, {}, 16, 1);
-  const Part encoded = *f.engine.Encode(*model, part.layout, Bytes(part.payload));
+  const Part encoded = *EncodePart(f.engine, *model, part.layout, Bytes(part.payload));
   std::vector<v1::DecodeRequest> requests(4);
   for (uint64_t i = 0; i < requests.size(); ++i) {
     requests[i].set_request_id(i + 1);
@@ -74,10 +75,11 @@ TEST(CodecRpcTest, DecodeRefusesDamagedAndForeignCells) {
     requests[i].mutable_format()->set_dtype(v1::DTYPE_BF16);
     requests[i].mutable_format()->set_raw_order(v1::RAW_ORDER_NHD);
     requests[i].set_payload(encoded.payload.ToString());
+    requests[i].set_checksum(encoded.layout.checksum);
   }
   (*requests[0].mutable_payload())[500] ^= 1;                // against its checksum
   requests[1].mutable_payload()->replace(0, 2, "\xff\xff");  // a scale against the format
-  requests[1].mutable_part()->set_checksum(PayloadChecksum(Bytes(requests[1].payload())));
+  requests[1].set_checksum(PayloadChecksum(Bytes(requests[1].payload())));
   requests[2].mutable_part()->set_format_version(kFormatVersion + 7);
   grpc::ClientContext call;
   std::vector<v1::DecodeResponse> responses;
@@ -111,8 +113,9 @@ TEST(CodecRpcTest, ItemsFailAloneWithTheirReason) {
     requests[i].set_model("m");
     *requests[i].mutable_part() = LayoutOf(part.layout);
     requests[i].set_payload(part.payload);
+    requests[i].set_checksum(part.layout.checksum);
   }
-  requests[0].mutable_part()->set_checksum(1);
+  requests[0].set_checksum(1);
   requests[1].mutable_part()->mutable_range()->set_head_begin(2);
   grpc::ClientContext call;
   std::vector<v1::EncodeResponse> responses;

@@ -96,13 +96,12 @@ def put_get_attend(channel):
     # One block whose keys are all zero: attention is the mean of the values, lse is log(4).
     values = [[float(t)] * 16 for t in range(4)]
     payload = struct.pack("<64f", *[0.0] * 64) + b"".join(struct.pack("<16f", *v) for v in values)
-    part = codec_pb2.PartLayout(num_tokens=4, raw_order=types_pb2.RAW_ORDER_NHD,
-                                checksum=xxhash.xxh3_64_intdigest(payload))
+    part = codec_pb2.PartLayout(num_tokens=4, raw_order=types_pb2.RAW_ORDER_NHD)
     block = b"0123456789abcdef"
     cache = cache_pb2_grpc.CacheStub(channel)
     acks = list(cache.Put(iter([cache_pb2.PutRequest(
         request_id=1, header=cache_pb2.PutHeader(model="script", block_hash=block, part=part),
-        payload=payload)]), timeout=10))
+        checksum=xxhash.xxh3_64_intdigest(payload), payload=payload)]), timeout=10))
     assert len(acks) == 1 and acks[0].status.code == 0 and acks[0].sealed, acks
 
     found = cache.Lookup(cache_pb2.LookupRequest(model="script", block_hashes=[block],

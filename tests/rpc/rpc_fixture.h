@@ -127,12 +127,12 @@ struct RpcFixture {
         layout->mutable_range()->set_head_count(part.layout.range.head_count);
         layout->set_num_tokens(part.layout.num_tokens);
         layout->set_raw_order(static_cast<v1::RawOrder>(part.layout.raw_order));
-        layout->set_checksum(part.layout.checksum);
         layout->set_fingerprint(part.layout.fingerprint);
         layout->set_format_version(part.layout.format_version);
         header->set_encoded(!part.layout.fingerprint.empty());
       }
       message.set_payload(part.payload.substr(begin, chunk));
+      if (begin + chunk >= part.payload.size()) message.set_checksum(part.layout.checksum);
       messages.push_back(std::move(message));
     }
     return messages;

@@ -38,7 +38,7 @@ struct ShmFixture : RpcFixture {
                 part.payload.size());
     v1::PutRequest request = PutMessages(id, "m", hash, 0, part, part.payload.size())[0];
     request.clear_payload();
-    request.mutable_header()->mutable_part()->set_checksum(1);
+    request.set_checksum(1);
     *request.mutable_header()->mutable_segment() = Ref(kPayloadAt, part.payload.size());
     return request;
   }
@@ -62,16 +62,16 @@ TEST(ShmRpcTest, PutsFromSharedMemoryStoreWhatPutsOverGrpcStore) {
   EXPECT_EQ(raw.status().code(), 0) << raw.status().message();
   EXPECT_TRUE(raw.sealed());
   SKETCHKV_ASSERT_OK_AND_ASSIGN(const Part want,
-                                f.engine.Get(0, {.model = model, .hash = TestHash(1)}));
+                                GetPart(f.engine, {.model = model, .hash = TestHash(1)}));
   SKETCHKV_ASSERT_OK_AND_ASSIGN(const Part got,
-                                f.engine.Get(0, {.model = model, .hash = TestHash(2)}));
+                                GetPart(f.engine, {.model = model, .hash = TestHash(2)}));
   EXPECT_EQ(got.payload, want.payload);
   // And encoded ones.
   const RawPart encoded{.layout = want.layout, .payload = want.payload.ToString()};
   const v1::PutResponse copied = f.PutOne(f.Shared(1, 3, encoded));
   EXPECT_EQ(copied.status().code(), 0) << copied.status().message();
   SKETCHKV_ASSERT_OK_AND_ASSIGN(const Part copy,
-                                f.engine.Get(0, {.model = model, .hash = TestHash(3)}));
+                                GetPart(f.engine, {.model = model, .hash = TestHash(3)}));
   EXPECT_EQ(copy.payload, want.payload);
   f.ExpectNothingInFlight();
 }
@@ -187,10 +187,10 @@ TEST(ShmRpcTest, AWriterThatRacesTheEncoderNeverMakesAnInvalidCell) {
       }
       ++stored;
       SKETCHKV_ASSERT_OK_AND_ASSIGN(const Part cells,
-                                    f.engine.Get(0, {.model = model, .hash = TestHash(hash)}));
+                                    GetPart(f.engine, {.model = model, .hash = TestHash(hash)}));
       // Decode validates each cell.
       SKETCHKV_ASSERT_OK(
-          f.engine.Decode(*model, cells.layout, cells.payload, DType::kFp32, RawOrder::kNhd))
+          DecodePart(f.engine, *model, cells.layout, cells.payload, DType::kFp32, RawOrder::kNhd))
           << profile;
     }
     stop = true;

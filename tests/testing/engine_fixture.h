@@ -30,6 +30,52 @@ inline std::span<const std::byte> Bytes(const std::string& text) {
 inline bool operator==(const Payload& a, const std::string& b) { return a.ToString() == b; }
 inline bool operator==(const Payload& a, const Payload& b) { return a.ToString() == b.ToString(); }
 
+// What an engine made, whole, with its checksum.
+struct Part {
+  PartLayout layout;
+  std::optional<RawPartFormat> raw;
+  Payload payload;
+};
+
+class CollectingSink final : public PartSink {
+ public:
+  void Begin(const PartLayout& layout, const std::optional<RawPartFormat>& raw,
+             uint64_t payload_bytes) override {
+    part_.layout = layout;
+    part_.raw = raw;
+    payload_bytes_ = payload_bytes;
+  }
+  void Append(const Payload& bytes) override { part_.payload.Append(bytes); }
+
+  // Of a call that gave its part to this.
+  absl::StatusOr<Part> Finish(const absl::StatusOr<uint64_t>& checksum) {
+    if (!checksum.ok()) return checksum.status();
+    EXPECT_EQ(part_.payload.size(), payload_bytes_);
+    EXPECT_EQ(PayloadChecksum(part_.payload), *checksum);
+    part_.layout.checksum = *checksum;
+    return part_;
+  }
+
+ private:
+  Part part_;
+  uint64_t payload_bytes_ = 0;
+};
+
+inline absl::StatusOr<Part> GetPart(Engine& engine, const Engine::GetRequest& request) {
+  CollectingSink sink;
+  return sink.Finish(engine.Get(0, request, &sink));
+}
+inline absl::StatusOr<Part> EncodePart(Engine& engine, const Model& model, const PartLayout& part,
+                                       const Payload& payload) {
+  CollectingSink sink;
+  return sink.Finish(engine.Encode(model, part, payload, &sink));
+}
+inline absl::StatusOr<Part> DecodePart(Engine& engine, const Model& model, const PartLayout& part,
+                                       const Payload& payload, DType dtype, RawOrder order) {
+  CollectingSink sink;
+  return sink.Finish(engine.Decode(model, part, payload, dtype, order, &sink));
+}
+
 // A raw fp32 payload of `range` in the order NHD, and its numbers by name.
 struct RawPart {
   PartLayout layout;

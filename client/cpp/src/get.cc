@@ -52,19 +52,19 @@ class GetItem final : public StreamItem<v1::GetRequest, v1::GetResponse> {
     if (response.has_part() && !payload_.begun()) {
       result_.num_tokens = response.part().num_tokens();
       SKETCHKV_RETURN_IF_ERROR(CheckAnswered(response.part()));
-      if (region_ == nullptr) payload_.Begin(response.part(), WantBytes(result_.num_tokens));
+      if (region_ == nullptr) payload_.Begin(WantBytes(result_.num_tokens));
     }
     return payload_.Append(bulk);
   }
 
-  absl::Status Complete() override {
+  absl::Status Complete(const v1::GetResponse& last) override {
     if (region_ != nullptr) {
       const auto bytes = region_->bytes().first(WantBytes(result_.num_tokens));
       ReservePayload(bytes.size(), &result_.payload);
       result_.payload.assign(bytes.begin(), bytes.end());
       return absl::OkStatus();
     }
-    SKETCHKV_RETURN_IF_ERROR(payload_.Complete());
+    SKETCHKV_RETURN_IF_ERROR(payload_.Complete(last.checksum()));
     result_.payload = payload_.Release();
     return absl::OkStatus();
   }

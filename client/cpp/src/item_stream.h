@@ -40,8 +40,8 @@ class StreamItem {
   // Takes a message that carries no error; `bulk` is its bulk field.
   [[nodiscard]] virtual absl::Status Take(const Response& response,
                                           const std::vector<grpc::Slice>& bulk) = 0;
-  // After the last message of an item the server calls OK.
-  [[nodiscard]] virtual absl::Status Complete() = 0;
+  // After Take of the last message of an item, `last`, which the server calls OK.
+  [[nodiscard]] virtual absl::Status Complete(const Response& last) = 0;
 
   // The item is done, answered by the server or not: what was lent to it may be taken back. Any
   // thread.
@@ -133,7 +133,7 @@ class StreamRound {
       if (!outcome.status.ok()) return End(item, std::move(outcome), /*answered=*/true);
     }
     absl::Status status = item->Take(response, bulk);
-    if (status.ok() && last) status = item->Complete();
+    if (status.ok() && last) status = item->Complete(response);
     if (last || !status.ok()) End(item, {std::move(status), 0}, /*answered=*/last);
   }
 

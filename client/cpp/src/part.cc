@@ -1,7 +1,5 @@
 #include "client/cpp/src/part.h"
 
-#include <xxhash.h>
-
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
@@ -99,19 +97,5 @@ uint64_t RawChunkEnd(const RawShape& shape, uint64_t begin) {
   return layer_begin + key_bytes +
          (within - key_bytes) / shape.value_row_bytes * shape.value_row_bytes;
 }
-
-uint64_t Checksum(std::span<const std::byte> bytes) {
-  return XXH3_64bits(bytes.data(), bytes.size());
-}
-
-RunningChecksum::RunningChecksum() : state_(XXH3_createState(), XXH3_freeState) {
-  XXH3_64bits_reset(state_.get());
-}
-
-void RunningChecksum::Add(std::span<const std::byte> bytes) {
-  XXH3_64bits_update(state_.get(), bytes.data(), bytes.size());
-}
-
-uint64_t RunningChecksum::Value() const { return XXH3_64bits_digest(state_.get()); }
 
 }  // namespace sketchkv::client

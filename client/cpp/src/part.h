@@ -2,7 +2,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -11,8 +10,6 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "sketchkv/types.h"
-
-struct XXH3_state_s;
 
 namespace sketchkv::client {
 
@@ -54,19 +51,5 @@ struct RawShape {
 // Where the chunk that begins at `begin` < shape.total_bytes() ends: the last row end that keeps it
 // within kMaxChunkBytes.
 [[nodiscard]] uint64_t RawChunkEnd(const RawShape& shape, uint64_t begin);
-
-// XXH3, 64 bits, seed 0.
-[[nodiscard]] uint64_t Checksum(std::span<const std::byte> bytes);
-
-// The same of bytes that come in pieces.
-class RunningChecksum {
- public:
-  RunningChecksum();
-  void Add(std::span<const std::byte> bytes);
-  [[nodiscard]] uint64_t Value() const;
-
- private:
-  std::shared_ptr<XXH3_state_s> state_;
-};
 
 }  // namespace sketchkv::client

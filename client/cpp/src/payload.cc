@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
@@ -14,6 +15,9 @@ namespace {
 
 // Set aside at once; a payload that announces more grows as it comes.
 constexpr uint64_t kMaxReserveBytes = 64 << 20;
+
+// Copied, then read for the checksum while they are in the nearest caches.
+constexpr size_t kPieceBytes = size_t{64} << 10;
 
 absl::Status CheckField(absl::string_view field, uint64_t have, uint64_t want) {
   if (have == want) return absl::OkStatus();
@@ -59,8 +63,9 @@ bool ChunkedPayload::Next(std::vector<grpc::Slice>* out) {
       raw_ ? RawChunkEnd(*raw_, sent_) : std::min<uint64_t>(bytes_.size(), sent_ + kMaxChunkBytes);
   const std::span<const std::byte> chunk = bytes_.subspan(sent_, end - sent_);
   if (owner_ == nullptr) {
-    out->emplace_back(chunk.data(), chunk.size());
+    out->push_back(Copy(chunk));
   } else {
+    checksum_.Add(chunk);
     using Owner = std::shared_ptr<const void>;
     out->emplace_back(
         const_cast<std::byte*>(chunk.data()), chunk.size(),
@@ -70,38 +75,53 @@ bool ChunkedPayload::Next(std::vector<grpc::Slice>* out) {
   return sent_ < bytes_.size();
 }
 
-void ReceivedPayload::Begin(const v1::PartLayout& part, uint64_t want_bytes) {
+grpc::Slice ChunkedPayload::Copy(std::span<const std::byte> chunk) {
+  grpc::Slice copy(chunk.size());
+  auto* to = const_cast<std::byte*>(reinterpret_cast<const std::byte*>(copy.begin()));
+  for (size_t at = 0; at < chunk.size(); at += kPieceBytes) {
+    const std::span<const std::byte> piece =
+        chunk.subspan(at, std::min(kPieceBytes, chunk.size() - at));
+    std::memcpy(to + at, piece.data(), piece.size());
+    checksum_.Add({to + at, piece.size()});
+  }
+  return copy;
+}
+
+void ReceivedPayload::Begin(uint64_t want_bytes, std::byte* into) {
   begun_ = true;
   want_bytes_ = want_bytes;
-  checksum_ = part.checksum();
-  ReservePayload(std::min(want_bytes, kMaxReserveBytes), &bytes_);
+  into_ = into;
+  if (into == nullptr) ReservePayload(std::min(want_bytes, kMaxReserveBytes), &bytes_);
 }
 
 absl::Status ReceivedPayload::Append(const std::vector<grpc::Slice>& chunk) {
   for (const grpc::Slice& slice : chunk) {
     if (!begun_) return absl::InternalError("the server sent payload before its layout");
-    if (slice.size() > want_bytes_ - bytes_.size()) {
-      return absl::InternalError(absl::StrCat("the server sent ", bytes_.size() + slice.size(),
+    if (slice.size() > want_bytes_ - received_bytes_) {
+      return absl::InternalError(absl::StrCat("the server sent ", received_bytes_ + slice.size(),
                                               " bytes of payload or more, want ", want_bytes_));
     }
     const auto* data = reinterpret_cast<const std::byte*>(slice.begin());
-    bytes_.insert(bytes_.end(), data, data + slice.size());
-    received_checksum_.Add({data, slice.size()});
+    checksum_.Add({data, slice.size()});
+    if (into_ == nullptr) {
+      bytes_.insert(bytes_.end(), data, data + slice.size());
+    } else {
+      std::memcpy(into_ + received_bytes_, data, slice.size());
+    }
+    received_bytes_ += slice.size();
   }
   return absl::OkStatus();
 }
 
-absl::Status ReceivedPayload::Complete() const {
-  if (!begun_ || bytes_.size() != want_bytes_) {
+absl::Status ReceivedPayload::Complete(uint64_t checksum) const {
+  if (!begun_ || received_bytes_ != want_bytes_) {
     return absl::InternalError(
-        absl::StrCat("the server sent ", bytes_.size(), " bytes of payload, want ", want_bytes_));
+        absl::StrCat("the server sent ", received_bytes_, " bytes of payload, want ", want_bytes_));
   }
-  const uint64_t checksum = received_checksum_.Value();
-  if (checksum != checksum_) {
-    return absl::DataLossError(absl::StrCat("payload received has checksum ", absl::Hex(checksum),
-                                            ", the server announced ", absl::Hex(checksum_)));
-  }
-  return absl::OkStatus();
+  const uint64_t received = checksum_.Value();
+  if (received == checksum) return absl::OkStatus();
+  return absl::DataLossError(absl::StrCat("payload received has checksum ", absl::Hex(received),
+                                          ", the server announced ", absl::Hex(checksum)));
 }
 
 }  // namespace sketchkv::client

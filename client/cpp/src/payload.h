@@ -12,11 +12,13 @@
 
 #include "absl/status/status.h"
 #include "client/cpp/src/part.h"
+#include "kernels/base/xxh3.h"
 #include "sketchkv/v1/codec.pb.h"
 
 namespace sketchkv::client {
 
-// A payload on its way out, cut into chunks. The bytes must outlive it.
+// A payload on its way out, cut into chunks, each looked at no sooner than it is asked for. The
+// bytes must outlive it.
 class ChunkedPayload {
  public:
   ChunkedPayload() = default;
@@ -29,16 +31,21 @@ class ChunkedPayload {
 
   // Appends the next chunk to `out`; true when more follow.
   bool Next(std::vector<grpc::Slice>* out);
+  // Of all chunks so far: the payload's once Next has said that none follow.
+  [[nodiscard]] uint64_t checksum() const { return checksum_.Value(); }
 
  private:
+  grpc::Slice Copy(std::span<const std::byte> chunk);
+
   std::span<const std::byte> bytes_;
   std::optional<RawShape> raw_;
   std::shared_ptr<const void> owner_;
   uint64_t sent_ = 0;
+  RunningXxh3 checksum_;
 };
 
 // Whether the `part` a server answers with is what was asked for: INTERNAL naming the field and
-// both values. Of `want`, the checksum is not read, and raw_order is set for raw payloads alone.
+// both values. Of `want`, raw_order is set for raw payloads alone.
 [[nodiscard]] absl::Status CheckPartAnswered(const v1::PartLayout& part,
                                              const v1::PartLayout& want);
 
@@ -46,25 +53,28 @@ class ChunkedPayload {
 // payload into them.
 void ReservePayload(uint64_t size, std::vector<std::byte>* payload);
 
-// A payload on its way in.
+// A payload on its way in. What arrived means nothing before Complete says OK.
 class ReceivedPayload {
  public:
-  // `part` describes a payload that must have exactly `want_bytes`.
-  void Begin(const v1::PartLayout& part, uint64_t want_bytes);
+  // The payload must have exactly `want_bytes`. They go to `into`, which has room for them; null:
+  // to memory that Release gives.
+  void Begin(uint64_t want_bytes, std::byte* into = nullptr);
   [[nodiscard]] bool begun() const { return begun_; }
   // Copies the chunk to its place; its checksum is made on the way. INTERNAL when the server sends
   // more than it announced, or before it announced anything.
   [[nodiscard]] absl::Status Append(const std::vector<grpc::Slice>& chunk);
-  // INTERNAL when bytes are missing, DATA_LOSS when the checksum differs.
-  [[nodiscard]] absl::Status Complete() const;
+  // `checksum`: of the whole payload, as the server says. INTERNAL when bytes are missing,
+  // DATA_LOSS when the checksum differs.
+  [[nodiscard]] absl::Status Complete(uint64_t checksum) const;
   [[nodiscard]] std::vector<std::byte> Release() { return std::move(bytes_); }
 
  private:
   bool begun_ = false;
   uint64_t want_bytes_ = 0;
-  uint64_t checksum_ = 0;
-  RunningChecksum received_checksum_;
-  std::vector<std::byte> bytes_;
+  uint64_t received_bytes_ = 0;
+  RunningXxh3 checksum_;
+  std::byte* into_ = nullptr;
+  std::vector<std::byte> bytes_;  // where nothing else is given
 };
 
 }  // namespace sketchkv::client

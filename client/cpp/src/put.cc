@@ -16,8 +16,8 @@
 namespace sketchkv::client {
 namespace {
 
-// One part on its way. Checksum and, with encode_locally, cells are made by the writing thread when
-// the part's turn comes, so that the parts before it are on the wire meanwhile.
+// One part on its way. Chunks with their checksum and, with encode_locally, cells are made by the
+// writing thread when their turn comes, so that what is before them is on the wire meanwhile.
 class PutItem final : public StreamItem<v1::PutRequest, v1::PutResponse> {
  public:
   PutItem(const PutPart* part, bool encode_locally, SegmentSource* segments)
@@ -44,9 +44,10 @@ class PutItem final : public StreamItem<v1::PutRequest, v1::PutResponse> {
                             std::vector<grpc::Slice>* bulk) override {
     if (index == 0) SKETCHKV_RETURN_IF_ERROR(Begin(request->mutable_header()));
     if (shared_) return false;  // nothing travels
-    const bool more = payload_.Next(bulk);
-    if (!more) payload_ = {};  // sent: another round encodes anew
-    return more;
+    if (payload_.Next(bulk)) return true;
+    request->set_checksum(payload_.checksum());
+    payload_ = {};  // sent: another round encodes anew
+    return false;
   }
 
   bool IsOneMessage() const override {
@@ -58,7 +59,7 @@ class PutItem final : public StreamItem<v1::PutRequest, v1::PutResponse> {
     result_ = {response.already_present(), response.sealed()};
     return absl::OkStatus();
   }
-  absl::Status Complete() override { return absl::OkStatus(); }
+  absl::Status Complete(const v1::PutResponse&) override { return absl::OkStatus(); }
   void Ended(bool answered) override {
     // The caller may change its own buffer from now on.
     if (segment_ != nullptr && region_ == nullptr && !answered) segment_->TakeBack(part_.payload);
@@ -86,9 +87,7 @@ class PutItem final : public StreamItem<v1::PutRequest, v1::PutResponse> {
       bytes = *cells;
     }
     const bool encoded = encode_ || part_.encoded;
-    if (Share(bytes, header)) {
-      bytes = {};  // has no checksum
-    } else {
+    if (!Share(bytes, header)) {
       std::optional<RawShape> raw;
       if (!encoded) raw = RawShapeOf(model_->layout(), range_, part_.num_tokens);
       payload_ = ChunkedPayload(bytes, raw, cells);
@@ -97,7 +96,7 @@ class PutItem final : public StreamItem<v1::PutRequest, v1::PutResponse> {
     header->set_block_hash(part_.block_hash);
     header->set_parent_hash(part_.parent_hash);
     header->set_encoded(encoded);
-    *header->mutable_part() = LayoutOf(part_, range_, *model_, encoded, bytes);
+    *header->mutable_part() = LayoutOf(part_, range_, *model_, encoded);
     return absl::OkStatus();
   }
 
@@ -182,11 +181,10 @@ absl::StatusOr<PartRange> CheckPart(const PutPart& part, const ModelInfo& model)
 }
 
 v1::PartLayout LayoutOf(const PutPart& part, const PartRange& range, const CachedModel& model,
-                        bool encoded, std::span<const std::byte> payload) {
+                        bool encoded) {
   v1::PartLayout layout;
   *layout.mutable_range() = ToProto(range);
   layout.set_num_tokens(part.num_tokens);
-  layout.set_checksum(Checksum(payload));
   if (encoded) {
     layout.set_fingerprint(model.info().fingerprint);
     layout.set_format_version(model.format_version());

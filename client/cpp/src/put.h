@@ -23,7 +23,6 @@ namespace sketchkv::client {
 
 // The layout a part's payload travels under; `encoded` as on the wire.
 [[nodiscard]] v1::PartLayout LayoutOf(const PutPart& part, const PartRange& range,
-                                      const CachedModel& model, bool encoded,
-                                      std::span<const std::byte> payload);
+                                      const CachedModel& model, bool encoded);
 
 }  // namespace sketchkv::client

@@ -35,18 +35,20 @@ class TransformItem final : public StreamItem<Request, Response> {
   absl::StatusOr<bool> Fill(size_t index, Request* request,
                             std::vector<grpc::Slice>* bulk) override {
     if (index == 0) *request = first_;
-    return upload_.Next(bulk);
+    if (upload_.Next(bulk)) return true;
+    request->set_checksum(upload_.checksum());
+    return false;
   }
   bool IsOneMessage() const override { return payload_.size() <= kMaxChunkBytes; }
 
   absl::Status Take(const Response& response, const std::vector<grpc::Slice>& bulk) override {
     if (response.has_part() && !answer_.begun()) {
       SKETCHKV_RETURN_IF_ERROR(CheckPartAnswered(response.part(), answer_part_));
-      answer_.Begin(response.part(), answer_bytes_);
+      answer_.Begin(answer_bytes_);
     }
     return answer_.Append(bulk);
   }
-  absl::Status Complete() override { return answer_.Complete(); }
+  absl::Status Complete(const Response& last) override { return answer_.Complete(last.checksum()); }
 
   absl::StatusOr<std::vector<std::byte>> Result() {
     if (!this->outcome.status.ok()) return this->outcome.status;
@@ -81,10 +83,10 @@ absl::StatusOr<std::vector<std::byte>> EncodePart(ClientCore* core, ModelCache* 
   }
   v1::EncodeRequest first;
   first.set_model(part.model);
-  *first.mutable_part() = LayoutOf(part, range, *model, /*encoded=*/false, part.payload);
+  *first.mutable_part() = LayoutOf(part, range, *model, /*encoded=*/false);
   TransformItem<v1::EncodeRequest, v1::EncodeResponse> item(
       std::move(first), part.payload, RawShapeOf(model->layout(), range, part.num_tokens),
-      LayoutOf(part, range, *model, /*encoded=*/true, {}), EncodedBytes(model->info(), range));
+      LayoutOf(part, range, *model, /*encoded=*/true), EncodedBytes(model->info(), range));
   RunItems<v1::EncodeRequest, v1::EncodeResponse>(core, deadline, "/sketchkv.v1.Codec/Encode",
                                                   {&item});
   models->DropAfter(item.outcome.status, part.model);
@@ -107,13 +109,13 @@ absl::StatusOr<std::vector<std::byte>> DecodeCells(ClientCore* core, ModelCache*
   }));
   v1::DecodeRequest first;
   first.set_model(part.model);
-  *first.mutable_part() = LayoutOf(as_put, range, *model, /*encoded=*/true, part.cells);
+  *first.mutable_part() = LayoutOf(as_put, range, *model, /*encoded=*/true);
   first.mutable_format()->set_dtype(ToProto(part.type));
   first.mutable_format()->set_raw_order(ToProto(part.order));
   as_put.order = part.order;  // of what comes back
   TransformItem<v1::DecodeRequest, v1::DecodeResponse> item(
       std::move(first), part.cells, std::nullopt,
-      LayoutOf(as_put, range, *model, /*encoded=*/false, {}),
+      LayoutOf(as_put, range, *model, /*encoded=*/false),
       RawShapeOf(model->layout(), range, part.num_tokens, part.type).total_bytes());
   RunItems<v1::DecodeRequest, v1::DecodeResponse>(core, deadline, "/sketchkv.v1.Codec/Decode",
                                                   {&item});

@@ -41,36 +41,41 @@ class SdkGet final : public Contender {
 
   absl::Status Open() {
     const std::vector<PutPart> parts = session_->NewChain(items_);
+    memory_ = std::make_unique<Buffer>(parts.size() * PayloadBytes());
     for (const PutPart& part : parts) {
       GetPart get;
       get.model = part.model;
       get.block_hash = part.block_hash;
       if (encoded_) get.type.reset();
+      get.into = {memory_->data() + gets_.size() * PayloadBytes(), PayloadBytes()};
       gets_.push_back(std::move(get));
     }
     return session_->PutAll(parts);
   }
 
   absl::StatusOr<Repetition> Run() override {
-    const uint64_t raw = session_->model().raw_block_bytes;
-    const uint64_t want = encoded_ ? session_->model().slot_bytes : raw;
     const double begin = Now();
     const auto results = session_->client().GetAll(gets_);
     const double end = Now();
     for (const absl::StatusOr<GetResult>& result : results) {
       SKETCHKV_RETURN_IF_ERROR(result.status());
-      if (result->payload.size() != want) {
+      if (result->payload_bytes != PayloadBytes()) {
         return absl::InternalError(
-            absl::StrCat("a block of ", result->payload.size(), " bytes, want ", want));
+            absl::StrCat("a block of ", result->payload_bytes, " bytes, want ", PayloadBytes()));
       }
     }
-    return Repetition{end - begin, static_cast<double>(items_ * raw)};
+    return Repetition{end - begin, static_cast<double>(items_ * session_->model().raw_block_bytes)};
   }
 
  private:
+  [[nodiscard]] uint64_t PayloadBytes() const {
+    return encoded_ ? session_->model().slot_bytes : session_->model().raw_block_bytes;
+  }
+
   const std::unique_ptr<SdkSession> session_;
   const uint64_t items_;
   const bool encoded_;
+  std::unique_ptr<Buffer> memory_;  // where gets_ go
   std::vector<GetPart> gets_;
 };
 

@@ -399,6 +399,58 @@ TEST_F(StoreTest, GetRefusesDamagedSurplusAndMissingBytes) {
   SKETCHKV_EXPECT_OK(client->Get(SmallGet()));
 }
 
+TEST_F(StoreTest, GetWritesWhereTheCallerWantsIt) {
+  server_.cache.on_get = [&](grpc::ServerContext*, GetStream* stream) {
+    v1::GetRequest request;
+    while (stream->Read(&request)) {
+      v1::GetResponse response = GetAnswer(request.request_id(), payload_);
+      if (request.block_hash()[0] == 'b') (*response.mutable_payload())[77] ^= 1;
+      stream->Write(response);
+    }
+    return grpc::Status::OK;
+  };
+  constexpr std::byte kUntouched{0xa5};
+  std::vector<std::byte> into(payload_.size() + 1, kUntouched), spoiled(into), little(4095);
+  std::vector<GetPart> parts = {SmallGet('a'), SmallGet('b'), SmallGet('c')};
+  parts[0].into = into;
+  parts[1].into = spoiled;
+  parts[2].into = little;
+  const auto results = server_.NewClient(options_)->GetAll(parts);
+  SKETCHKV_ASSERT_OK(results[0]);
+  EXPECT_EQ(results[0]->payload_bytes, payload_.size());
+  EXPECT_TRUE(results[0]->payload.empty());
+  EXPECT_TRUE(std::equal(payload_.begin(), payload_.end(), into.begin()));
+  EXPECT_EQ(into.back(), kUntouched);
+  EXPECT_THAT(results[1], StatusIs(absl::StatusCode::kDataLoss, {"checksum"}));
+  EXPECT_THAT(results[2], StatusIs(absl::StatusCode::kInvalidArgument, {"into has 4095", "4096"}));
+}
+
+// A server sends what it decodes before it has seen all of it.
+TEST_F(StoreTest, PayloadWithoutALastMessageOrBeforeAnErrorIsNoAnswer) {
+  bool with_error = true;
+  server_.cache.on_get = [&](grpc::ServerContext*, GetStream* stream) {
+    v1::GetRequest request;
+    stream->Read(&request);
+    v1::GetResponse response = GetAnswer(request.request_id(), payload_);
+    response.clear_status();
+    stream->Write(response);  // all of it, with its checksum
+    if (with_error) {
+      v1::GetResponse last;
+      last.set_request_id(request.request_id());
+      last.mutable_status()->set_code(grpc::StatusCode::DATA_LOSS);
+      last.mutable_status()->set_message("layer 1, head 0");
+      stream->Write(last);
+    }
+    return grpc::Status::OK;
+  };
+  options_.max_retries = 0;
+  const auto client = server_.NewClient(options_);
+  EXPECT_THAT(client->Get(SmallGet()), StatusIs(absl::StatusCode::kDataLoss, {"layer 1"}));
+  with_error = false;
+  EXPECT_THAT(client->Get(SmallGet()),
+              StatusIs(absl::StatusCode::kInternal, {"without an answer"}));
+}
+
 // The server's model was replaced by one whose cells are as large: the fingerprint alone tells.
 TEST_F(StoreTest, CellsOfAnotherModelAreRefusedAndTheModelAskedForAnew) {
   const std::vector<std::byte> cells = Bytes(256);

@@ -82,6 +82,45 @@ TEST(PutRpcTest, OneBadPartFailsAloneAndTheStreamGoesOn) {
   f.ExpectNothingInFlight();
 }
 
+TEST(PutRpcTest, OnlyTheLastMessagesChecksumCountsAndAWrongOneStoresNothing) {
+  RpcFixture f;
+  const auto model = f.Register("m", "qjl");
+  const RawPart part = RandomPart(*model, {}, 16, 1);
+  const size_t chunk = 32 * 4 * 10;
+  std::vector<v1::PutRequest> messages;
+  auto early = RpcFixture::PutMessages(1, "m", 1, 0, part, chunk);
+  early.front().set_checksum(part.layout.checksum);
+  early.back().clear_checksum();
+  Append(early, &messages);
+  auto wrong = RpcFixture::PutMessages(2, "m", 2, 0, part, chunk);
+  wrong.back().set_checksum(part.layout.checksum + 1);
+  Append(wrong, &messages);
+  auto by_id = ById(f.Put(messages));
+  ExpectItem(by_id[1].status(), grpc::StatusCode::DATA_LOSS, {"checksum", "0x0"});
+  ExpectItem(by_id[2].status(), grpc::StatusCode::DATA_LOSS, {"checksum"});
+  EXPECT_EQ(f.pool.GetStats().blocks, 0);
+}
+
+TEST(PutRpcTest, AStreamCutBeforeTheLastMessageStoresNothing) {
+  RpcFixture f;
+  const auto model = f.Register("m", "qjl");
+  auto cut = RpcFixture::PutMessages(1, "m", 1, 0, RandomPart(*model, {}, 16, 1), 32 * 4 * 10);
+  cut.pop_back();
+  const auto responses = f.Put(cut);
+  ASSERT_EQ(responses.size(), 1);
+  ExpectItem(responses[0].status(), grpc::StatusCode::INVALID_ARGUMENT, {"payload has"});
+  {
+    grpc::ClientContext call;
+    RpcFixture::SetDeadline(&call);
+    const auto stream = f.cache->Put(&call);
+    for (const v1::PutRequest& message : cut) ASSERT_TRUE(stream->Write(message));
+    call.TryCancel();
+    EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  }
+  f.ExpectNothingInFlight();
+  EXPECT_EQ(f.pool.GetStats().blocks, 0);
+}
+
 TEST(PutRpcTest, ConflictsWithWhatIsStoredAreRefused) {
   RpcFixture f;
   const auto model = f.Register("m", "qjl");
@@ -348,6 +387,21 @@ TEST(PutRpcTest, PayloadsOfManyMegabytesTravelInChunks) {
   }
   EXPECT_EQ(payload, part.payload);
   EXPECT_EQ(chunks.back().checksum(), PayloadChecksum(Bytes(payload)));
+
+  // A cell of the last layer is damaged: what was decoded before has gone out by then.
+  {
+    SKETCHKV_ASSERT_OK_AND_ASSIGN(
+        const ReadPins pins,
+        f.pool.Pin({.tenant = 0, .fingerprint = model->fingerprint, .hash = TestHash(1)}));
+    const_cast<std::byte*>(pins[0].bytes.data())[pins[0].bytes.size() - 1] ^= std::byte{1};
+  }
+  const auto damaged = f.Get({get});
+  ASSERT_GT(damaged.size(), 1);
+  EXPECT_TRUE(damaged[0].has_part());
+  ExpectItem(damaged.back().status(), grpc::StatusCode::DATA_LOSS, {"layer 1, head 7"});
+  EXPECT_EQ(damaged.back().checksum(), 0);
+  EXPECT_EQ(damaged.back().payload().size(), 0);
+  f.ExpectNothingInFlight();
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "client/cpp/src/get.h"
 
+#include <cstring>
 #include <memory>
 #include <utility>
 
@@ -52,20 +53,27 @@ class GetItem final : public StreamItem<v1::GetRequest, v1::GetResponse> {
     if (response.has_part() && !payload_.begun()) {
       result_.num_tokens = response.part().num_tokens();
       SKETCHKV_RETURN_IF_ERROR(CheckAnswered(response.part()));
-      if (region_ == nullptr) payload_.Begin(WantBytes(result_.num_tokens));
+      result_.payload_bytes = WantBytes(result_.num_tokens);
+      SKETCHKV_RETURN_IF_ERROR(CheckRoom());
+      std::byte* const into = part_.into.empty() ? nullptr : part_.into.data();
+      if (region_ == nullptr) payload_.Begin(result_.payload_bytes, into);
     }
     return payload_.Append(bulk);
   }
 
   absl::Status Complete(const v1::GetResponse& last) override {
-    if (region_ != nullptr) {
-      const auto bytes = region_->bytes().first(WantBytes(result_.num_tokens));
-      ReservePayload(bytes.size(), &result_.payload);
-      result_.payload.assign(bytes.begin(), bytes.end());
+    if (region_ == nullptr) {
+      SKETCHKV_RETURN_IF_ERROR(payload_.Complete(last.checksum()));
+      result_.payload = payload_.Release();
       return absl::OkStatus();
     }
-    SKETCHKV_RETURN_IF_ERROR(payload_.Complete(last.checksum()));
-    result_.payload = payload_.Release();
+    const auto bytes = region_->bytes().first(result_.payload_bytes);
+    if (part_.into.empty()) {
+      ReservePayload(bytes.size(), &result_.payload);
+      result_.payload.assign(bytes.begin(), bytes.end());
+    } else {
+      std::memcpy(part_.into.data(), bytes.data(), bytes.size());
+    }
     return absl::OkStatus();
   }
 
@@ -99,6 +107,11 @@ class GetItem final : public StreamItem<v1::GetRequest, v1::GetResponse> {
       want.set_format_version(model_->format_version());
     }
     return CheckPartAnswered(part, want);
+  }
+  absl::Status CheckRoom() const {
+    if (part_.into.empty() || part_.into.size() >= result_.payload_bytes) return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrCat("into has ", part_.into.size(),
+                                                   " bytes, the payload ", result_.payload_bytes));
   }
   uint64_t WantBytes(uint32_t num_tokens) const {
     if (!part_.type) return EncodedBytes(model_->info(), range_);

@@ -75,11 +75,16 @@ struct GetPart {
   // Raw output of this element type and order; none: encoded cells.
   std::optional<ElementType> type = ElementType::kBf16;
   RawOrder order = RawOrder::kNhd;
+  // Where to write the payload, at its beginning; empty: to GetResult::payload, whose fresh pages
+  // may take as long as the rest of the get. Must live until the get is done, overlap with no other
+  // part's, and holds anything when that fails. INVALID_ARGUMENT when the payload is larger.
+  std::span<std::byte> into;
 };
 
 struct GetResult {
   uint32_t num_tokens = 0;
-  std::vector<std::byte> payload;  // as PutPart::payload
+  uint64_t payload_bytes = 0;
+  std::vector<std::byte> payload;  // as PutPart::payload; empty with GetPart::into
 };
 
 // One sequence in one layer.

@@ -27,13 +27,13 @@ void DecodeRows(const KernelTable& kernels, const RowsArgs& source, uint32_t dim
     }
     return;
   }
-  std::vector<float> tile(size_t{dim} * kLanes);
+  alignas(64) float tile[kMaxDim * kLanes];
   for (uint32_t token = 0; token < num_tokens; token += kLanes) {
     const uint32_t count = std::min(kLanes, num_tokens - token);
     RowsArgs rows = source;
     rows.data += token * source.stride;
-    kernels.load_tile(rows, count, dim, tile.data());
-    kernels.store_tile(tile.data(), count, dim, bytes + token * out.stride_bytes, out.stride_bytes,
+    kernels.load_tile(rows, count, dim, tile);
+    kernels.store_tile(tile, count, dim, bytes + token * out.stride_bytes, out.stride_bytes,
                        static_cast<uint32_t>(dtype));
   }
 }
@@ -42,10 +42,10 @@ void DecodeRows(const KernelTable& kernels, const RowsArgs& source, uint32_t dim
 template <typename DecodeTile>
 void StoreTiles(const KernelTable& kernels, uint32_t dim, uint32_t num_tokens, DType dtype,
                 MutableRowsView out, const DecodeTile& decode) {
-  std::vector<float> tile(size_t{dim} * kLanes);
+  alignas(64) float tile[kMaxDim * kLanes];
   for (uint32_t token = 0; token < num_tokens; token += kLanes) {
-    decode(token / kLanes, tile.data());
-    kernels.store_tile(tile.data(), std::min(kLanes, num_tokens - token), dim,
+    decode(token / kLanes, tile);
+    kernels.store_tile(tile, std::min(kLanes, num_tokens - token), dim,
                        reinterpret_cast<uint8_t*>(out.data) + token * out.stride_bytes,
                        out.stride_bytes, static_cast<uint32_t>(dtype));
   }

@@ -56,7 +56,7 @@ MutableRowsView Mutable(RowsView rows) {
 }
 
 // How much of a decoded answer is made at a time, if a layer is not more.
-constexpr uint64_t kStepBytes = uint64_t{1} << 20;
+constexpr uint64_t kStepBytes = uint64_t{2} << 20;
 
 // Cells lie at multiples of this.
 struct alignas(64) Line {

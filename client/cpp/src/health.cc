@@ -1,5 +1,6 @@
 #include "client/cpp/src/health.h"
 
+#include <grpcpp/completion_queue.h>
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/support/byte_buffer.h>
 
@@ -8,7 +9,6 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
-#include "kernels/base/mutex.h"
 
 namespace sketchkv::client {
 namespace {
@@ -28,21 +28,17 @@ grpc::Status Check(ClientCore* core, TimePoint deadline, bool* serving) {
   Call call(core, deadline);
   call.context()->set_wait_for_ready(true);
   const grpc::Slice empty;
-  const grpc::ByteBuffer request(&empty, 1);
+  // Not the callback API: its threads, once there, would take every stream's bytes from the socket
+  // and wake the thread that reads the stream for each.
+  grpc::CompletionQueue events;
+  const auto rpc = stub.PrepareUnaryCall(call.context(), "/grpc.health.v1.Health/Check",
+                                         grpc::ByteBuffer(&empty, 1), &events);
+  rpc->StartCall();
   grpc::ByteBuffer response;
-  Mutex mu;
-  CondVar changed;
-  bool done = false;
   grpc::Status status;
-  stub.UnaryCall(call.context(), "/grpc.health.v1.Health/Check", grpc::StubOptions(), &request,
-                 &response, [&](grpc::Status ended) {
-                   MutexLock lock(&mu);
-                   status = std::move(ended);
-                   done = true;
-                   changed.NotifyOne();
-                 });
-  MutexLock lock(&mu);
-  while (!done) changed.Wait(&mu);
+  rpc->Finish(&response, &status, nullptr);
+  void* tag = nullptr;
+  for (bool ok = false; events.Next(&tag, &ok);) events.Shutdown();
   *serving = status.ok() && IsServing(response);
   return status;
 }

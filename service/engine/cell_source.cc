@@ -57,4 +57,10 @@ absl::Status CellSource::Fill(const WriteHandle::Cell& cell, std::span<std::byte
   return AtCell(cell, codec.Encode(key_rows, value_rows, num_tokens_, out));
 }
 
+uint64_t CellSource::LayerEnd(uint32_t layer) const {
+  if (!encoded_) return (layer - range_.layer_begin + 1) * raw_.layer_bytes();
+  const uint64_t begin = EncodedCellOffset(codec_, range_, layer, range_.head_begin);
+  return begin + codec_.cell_bytes(layer) * range_.head_count;
+}
+
 }  // namespace sketchkv

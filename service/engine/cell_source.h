@@ -28,6 +28,8 @@ class CellSource {
   // validated: bytes that change meanwhile (a peer's shared memory) give a cell that is either
   // valid or refused. INVALID_ARGUMENT naming the cell.
   [[nodiscard]] absl::Status Fill(const WriteHandle::Cell& cell, std::span<std::byte> out) const;
+  // Where the bytes of a layer end in the payload.
+  [[nodiscard]] uint64_t LayerEnd(uint32_t layer) const;
 
  private:
   const BlockCodec& codec_;

@@ -3,14 +3,26 @@
 #include <array>
 #include <cstring>
 
-#include "kernels/base/xxh3.h"
-
 namespace sketchkv {
 
 uint64_t PayloadChecksum(const Payload& payload) {
   RunningXxh3 checksum;
   for (const Payload::Fragment& fragment : payload.fragments()) checksum.Add(fragment.bytes);
   return checksum.Value();
+}
+
+void SteppedChecksum::AddUpTo(uint64_t end) {
+  MutexLock lock(&mu_);
+  if (end <= end_) return;
+  const Payload more = payload_.Sub(end_, end);
+  for (const Payload::Fragment& fragment : more.fragments()) checksum_.Add(fragment.bytes);
+  end_ = end;
+}
+
+uint64_t SteppedChecksum::Finish() {
+  AddUpTo(payload_.size());
+  MutexLock lock(&mu_);
+  return checksum_.Value();
 }
 
 CellChecksummer::CellChecksummer(const BlockKey& key, uint32_t num_tokens) {

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <span>
 
+#include "kernels/base/mutex.h"
+#include "kernels/base/xxh3.h"
 #include "service/engine/payload.h"
 #include "service/pool/block.h"
 
@@ -11,6 +13,23 @@ namespace sketchkv {
 
 // Of a payload on the wire: XXH3, 64 bits, seed 0.
 [[nodiscard]] uint64_t PayloadChecksum(const Payload& payload);
+
+// The same, made piece by piece. Thread-safe.
+class SteppedChecksum {
+ public:
+  // `payload` outlives it.
+  explicit SteppedChecksum(const Payload& payload) : payload_(payload) {}
+  // Adds what comes before `end` and is not in it yet.
+  void AddUpTo(uint64_t end);
+  // Of the whole payload.
+  [[nodiscard]] uint64_t Finish();
+
+ private:
+  const Payload& payload_;
+  Mutex mu_;
+  RunningXxh3 checksum_ SKETCHKV_GUARDED_BY(mu_);
+  uint64_t end_ SKETCHKV_GUARDED_BY(mu_) = 0;  // of what is in it
+};
 
 // Of stored cells, bound to the block they belong to: the same bytes under another key, layer, head
 // or length have another checksum, so swapped records are found like flipped bits.

@@ -26,11 +26,27 @@ absl::Status CheckSize(const Model& model, const PartLayout& part, bool encoded,
       absl::StrCat("payload has ", payload.size(), " bytes; the part needs ", expected));
 }
 
-absl::Status CheckSum(const PartLayout& part, const Payload& payload) {
-  const uint64_t checksum = PayloadChecksum(payload);
+absl::Status CheckSum(const PartLayout& part, uint64_t checksum) {
   if (checksum == part.checksum) return absl::OkStatus();
   return absl::DataLossError(absl::StrCat("payload has checksum 0x", absl::Hex(checksum),
                                           "; its last message says 0x", absl::Hex(part.checksum)));
+}
+
+// fill(i) for each of `cells`, which stand layer by layer, and the payload's checksum: a layer is
+// added just before its first cell is filled, so that its bytes come from memory once.
+absl::Status FillAndCheckSum(Executor* executor, const PartLayout& part, const Payload& payload,
+                             const CellSource& source, std::span<const Cell> cells,
+                             const std::function<absl::Status(size_t)>& fill) {
+  SteppedChecksum checksum(payload);
+  const absl::Status filled = ParallelForStatus(executor, cells.size(), [&](size_t i) {
+    if (i == 0 || cells[i].layer != cells[i - 1].layer) {
+      checksum.AddUpTo(source.LayerEnd(cells[i].layer));
+    }
+    return fill(i);
+  });
+  // Of two errors it is the one that is told: bytes that are not what was sent have others.
+  SKETCHKV_RETURN_IF_ERROR(CheckSum(part, checksum.Finish()));
+  return filled;
 }
 
 absl::Status ValidateOutput(const Model& model, const CellRange& range, DType dtype) {
@@ -185,21 +201,23 @@ absl::StatusOr<Engine::PutResult> Engine::Put(uint32_t tenant, const PutRequest&
   const std::span<std::byte> slot = handle.slot();
   std::vector<uint32_t> checksums(cells.size());
   std::atomic<uint64_t> stored_bytes{0};
-  // The payload's checksum is index 0, so that it is made while other threads encode, and so that
-  // of several errors it is the one that is told. Nothing is visible before Commit.
-  SKETCHKV_RETURN_IF_ERROR(ParallelForStatus(executor_, cells.size() + 1, [&](size_t i) {
-    if (i == 0) {
-      return request.still_valid ? absl::OkStatus() : CheckSum(request.part, request.payload);
-    }
-    const Cell& cell = cells[i - 1];
+  const auto fill = [&](size_t i) {
+    const Cell& cell = cells[i];
     const auto out = slot.subspan(model.codec->cell_offset(cell.layer, cell.head),
                                   model.codec->cell_bytes(cell.layer));
     SKETCHKV_RETURN_IF_ERROR(source.Fill(cell, out));
-    checksums[i - 1] = checksummer.Of(cell.layer, cell.head, out);
+    checksums[i] = checksummer.Of(cell.layer, cell.head, out);
     stored_bytes += out.size();
     return absl::OkStatus();
-  }));
-  if (request.still_valid) SKETCHKV_RETURN_IF_ERROR(request.still_valid());
+  };
+  // Nothing is visible before Commit.
+  if (request.still_valid) {
+    SKETCHKV_RETURN_IF_ERROR(ParallelForStatus(executor_, cells.size(), fill));
+    SKETCHKV_RETURN_IF_ERROR(request.still_valid());
+  } else {
+    SKETCHKV_RETURN_IF_ERROR(
+        FillAndCheckSum(executor_, request.part, request.payload, source, cells, fill));
+  }
   SKETCHKV_ASSIGN_OR_RETURN(const WriteHandle::CommitResult committed, handle.Commit(checksums));
   // Unregistered while this put was encoding: what it dropped must not come back.
   const absl::StatusOr<std::shared_ptr<const Model>> still = models_->Get(tenant, model.name);
@@ -321,9 +339,8 @@ absl::StatusOr<uint64_t> Engine::Encode(const Model& model, const PartLayout& pa
   const std::shared_ptr<std::byte> output = NewBytes(bytes);
   const CellSource source(model, part, range, /*encoded=*/false, payload);
   const std::vector<Cell> cells = CellsOf(range);
-  SKETCHKV_RETURN_IF_ERROR(ParallelForStatus(executor_, cells.size() + 1, [&](size_t i) {
-    if (i == 0) return CheckSum(part, payload);
-    const Cell& cell = cells[i - 1];
+  SKETCHKV_RETURN_IF_ERROR(FillAndCheckSum(executor_, part, payload, source, cells, [&](size_t i) {
+    const Cell& cell = cells[i];
     return source.Fill(
         cell, {output.get() + EncodedCellOffset(*model.codec, range, cell.layer, cell.head),
                model.codec->cell_bytes(cell.layer)});
@@ -339,7 +356,7 @@ absl::StatusOr<uint64_t> Engine::Decode(const Model& model, const PartLayout& pa
                                         const Payload& payload, DType dtype, RawOrder raw_order,
                                         PartSink* sink) {
   SKETCHKV_RETURN_IF_ERROR(CheckSize(model, part, /*encoded=*/true, payload));
-  SKETCHKV_RETURN_IF_ERROR(CheckSum(part, payload));
+  SKETCHKV_RETURN_IF_ERROR(CheckSum(part, PayloadChecksum(payload)));
   SKETCHKV_ASSIGN_OR_RETURN(const CellRange range, ResolveRange(part.range, model.layout()));
   SKETCHKV_RETURN_IF_ERROR(ValidateOutput(model, range, dtype));
   const RawAnswer answer{model, range, part.num_tokens, dtype, raw_order};

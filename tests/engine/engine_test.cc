@@ -130,6 +130,10 @@ TEST(EngineTest, BadPutsSayWhyAndLeaveNothing) {
   expect_nothing();
   EXPECT_THAT(EncodePart(f.engine, *model, poisoned.layout, Bytes(poisoned.payload)),
               StatusIs(absl::StatusCode::kInvalidArgument, {"layer 1, head 1", "token 2"}));
+  // Damage on the way explains a NaN, not the other way round.
+  poisoned.layout.checksum ^= 1;
+  EXPECT_THAT(f.Put(model, 1, 0, poisoned), StatusIs(absl::StatusCode::kDataLoss, {"checksum"}));
+  expect_nothing();
 }
 
 TEST(EngineTest, DamagedEncodedCellsAreRefused) {

@@ -51,6 +51,17 @@ TEST(PayloadTest, FragmentsReadAsOnePieceWhereverTheyAreCut) {
   }
 }
 
+TEST(PayloadTest, TheChecksumIsTheSameInWhateverSteps) {
+  const std::string text = Numbered(2000);
+  const Payload payload = Cut(text, {300, 7});
+  for (const std::vector<uint64_t>& ends : std::vector<std::vector<uint64_t>>{
+           {}, {2000}, {1, 299, 300, 301, 1999}, {500, 400, 500, 1500}}) {
+    SteppedChecksum checksum(payload);
+    for (const uint64_t end : ends) checksum.AddUpTo(end);
+    EXPECT_EQ(checksum.Finish(), PayloadChecksum(Bytes(text)));
+  }
+}
+
 TEST(PayloadTest, RowsAreViewedInPlaceInsideAFragmentAndGatheredAcross) {
   const std::string text = Numbered(200);
   const Payload payload = Cut(text, {90, 200});

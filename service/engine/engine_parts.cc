@@ -1,17 +1,16 @@
 // The use cases that move parts: Put, Get, Encode, Decode.
 
-#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
-#include "kernels/base/xxh3.h"
 #include "service/engine/cell_source.h"
 #include "service/engine/checksum.h"
 #include "service/engine/engine.h"
 #include "service/engine/parallel.h"
+#include "service/engine/raw_answer.h"
 
 namespace sketchkv {
 namespace {
@@ -67,24 +66,6 @@ absl::Status ValidateOutput(const Model& model, const CellRange& range, DType dt
   return absl::OkStatus();
 }
 
-MutableRowsView Mutable(RowsView rows) {
-  return {.data = const_cast<std::byte*>(rows.data), .stride_bytes = rows.stride_bytes};
-}
-
-// How much of a decoded answer is made at a time, if a layer is not more.
-constexpr uint64_t kStepBytes = uint64_t{2} << 20;
-
-// Cells lie at multiples of this.
-struct alignas(64) Line {
-  std::byte bytes[64];
-};
-
-// Uninitialised memory, aligned for cells.
-std::shared_ptr<std::byte> NewBytes(uint64_t size) {
-  auto* lines = new Line[size / sizeof(Line) + 1];
-  return {lines->bytes, [lines](std::byte*) { delete[] lines; }};
-}
-
 absl::Status CheckRoom(std::span<const std::byte> into, uint64_t bytes) {
   if (into.size() >= bytes) return absl::OkStatus();
   return absl::InvalidArgumentError(
@@ -98,69 +79,6 @@ PartLayout EncodedLayout(const Model& model, const CellRange& range, uint32_t nu
   layout.fingerprint.assign(model.fingerprint.begin(), model.fingerprint.end());
   layout.format_version = kFormatVersion;
   return layout;
-}
-
-// What a decoded answer is.
-struct RawAnswer {
-  const Model& model;
-  CellRange range;
-  uint32_t num_tokens;
-  DType dtype;
-  RawOrder order;
-
-  // Of some of its layers, as a payload of their own.
-  [[nodiscard]] RawPartFormat Format(const CellRange& layers) const {
-    return {model.layout(), layers, num_tokens, order, dtype, dtype};
-  }
-  [[nodiscard]] PartLayout Layout() const {
-    PartLayout layout;
-    layout.range = range;
-    layout.num_tokens = num_tokens;
-    layout.raw_order = order;
-    return layout;
-  }
-};
-
-// Decodes some layers to `out`, which has the bytes of `format`, and runs `meanwhile`.
-using DecodeLayers =
-    std::function<absl::Status(const CellRange& layers, const RawPartFormat& format, std::byte* out,
-                               const std::function<void()>& meanwhile)>;
-
-// Decodes `answer` about kStepBytes at a time and gives it to `sink`, each step's bytes while they
-// are in a cache; their checksum is made while the next step is decoded. Returns the checksum.
-absl::StatusOr<uint64_t> DecodeInSteps(const RawAnswer& answer, const DecodeLayers& decode,
-                                       PartSink* sink) {
-  const RawPartFormat whole = answer.Format(answer.range);
-  sink->Begin(answer.Layout(), whole, whole.total_bytes());
-  const uint32_t end = answer.range.layer_begin + answer.range.layer_count;
-  const auto step = static_cast<uint32_t>(std::max<uint64_t>(kStepBytes / whole.layer_bytes(), 1));
-  RunningXxh3 checksum;
-  Payload last;  // step, not in the checksum yet
-  const auto add_last = [&] {
-    for (const Payload::Fragment& fragment : last.fragments()) checksum.Add(fragment.bytes);
-  };
-  CellRange layers = answer.range;
-  for (; layers.layer_begin < end; layers.layer_begin += step) {
-    layers.layer_count = std::min(step, end - layers.layer_begin);
-    const RawPartFormat format = answer.Format(layers);
-    const std::shared_ptr<std::byte> out = NewBytes(format.total_bytes());
-    SKETCHKV_RETURN_IF_ERROR(decode(layers, format, out.get(), add_last));
-    last = Payload();
-    last.Append({out.get(), format.total_bytes()}, out);
-    sink->Append(last);
-  }
-  add_last();
-  return checksum.Value();
-}
-
-// Decodes one cell of `answer` to its place in a raw payload.
-absl::Status DecodeCell(const RawAnswer& answer, const RawPartFormat& format, const Cell& cell,
-                        std::span<const std::byte> from, std::byte* payload) {
-  MutableRowsView values = Mutable(format.Values(payload, cell.layer, cell.head));
-  if (format.value_row_bytes() == 0) values.data = nullptr;
-  return answer.model.codec->cell(cell.layer, cell.head)
-      .Decode(from, answer.num_tokens, answer.dtype,
-              Mutable(format.Keys(payload, cell.layer, cell.head)), answer.dtype, values);
 }
 
 // The cells of a range as they lie in a slot: one fragment where all heads of the layers are asked
@@ -292,7 +210,7 @@ absl::StatusOr<uint64_t> Engine::GetDecoded(const GetRequest& request, const Cel
                                   std::byte* out, const std::function<void()>& meanwhile) {
     return VerifyOrDiscard(model, block, layers, meanwhile,
                            [&](const Cell& cell, std::span<const std::byte> from) {
-                             return DecodeCell(answer, format, cell, from, out);
+                             return answer.DecodeCell(format, cell, from, out);
                            });
   };
   if (request.into.empty()) return DecodeInSteps(answer, decode, sink);
@@ -367,7 +285,7 @@ absl::StatusOr<uint64_t> Engine::Decode(const Model& model, const PartLayout& pa
     const std::span<std::byte> from(copy.get(), codec.cell_bytes());
     payload.CopyTo(EncodedCellOffset(*model.codec, range, cell.layer, cell.head), from);
     SKETCHKV_RETURN_IF_ERROR(codec.Validate(from, part.num_tokens));
-    return DecodeCell(answer, format, cell, from, out);
+    return answer.DecodeCell(format, cell, from, out);
   };
   return DecodeInSteps(
       answer,

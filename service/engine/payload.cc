@@ -5,6 +5,19 @@
 #include <utility>
 
 namespace sketchkv {
+namespace {
+
+// Cells lie at multiples of this.
+struct alignas(64) Line {
+  std::byte bytes[64];
+};
+
+}  // namespace
+
+std::shared_ptr<std::byte> NewBytes(uint64_t size) {
+  auto* lines = new Line[size / sizeof(Line) + 1];
+  return {lines->bytes, [lines](std::byte*) { delete[] lines; }};
+}
 
 void Payload::Append(std::span<const std::byte> bytes, std::shared_ptr<const void> owner) {
   if (!bytes.empty()) fragments_.push_back({size(), bytes, std::move(owner)});

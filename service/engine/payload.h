@@ -11,6 +11,9 @@
 
 namespace sketchkv {
 
+// Uninitialised memory, aligned for cells.
+[[nodiscard]] std::shared_ptr<std::byte> NewBytes(uint64_t size);
+
 // Bytes in order, in as many fragments as they came in: a payload is never joined to be read. Cheap
 // to copy; a copy refers to the same bytes.
 class Payload {

@@ -146,6 +146,14 @@ TEST(ClientShmTest, SharedMemoryIsFoundUsedAndGivesWhatGrpcGives) {
       SKETCHKV_ASSERT_OK_AND_ASSIGN(const GetResult got, shared->Get(GetOf(hash, type)));
       EXPECT_EQ(got.num_tokens, 128);
       EXPECT_EQ(got.payload, want.payload) << hash;
+      std::vector<std::byte> into(want.payload.size());
+      GetPart part = GetOf(hash, type);
+      part.into = into;
+      SKETCHKV_ASSERT_OK_AND_ASSIGN(const GetResult written, shared->Get(part));
+      EXPECT_EQ(written.payload_bytes, into.size());
+      EXPECT_EQ(into, want.payload) << hash;
+      part.into = std::span(into).first(into.size() - 1);
+      EXPECT_THAT(shared->Get(part), StatusIs(absl::StatusCode::kInvalidArgument, {"into has"}));
     }
   }
   EXPECT_THAT(shared->Get(GetOf(9, std::nullopt)), StatusIs(absl::StatusCode::kNotFound));

@@ -1,0 +1,121 @@
+#include "service/rpc/attention_call.h"
+
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/base/status_macros.h"
+#include "service/rpc/convert.h"
+
+namespace sketchkv {
+namespace {
+
+absl::StatusOr<SegmentBytes> FindBytes(const ServiceContext& service, const char* field,
+                                       const v1::SegmentRef& ref) {
+  absl::StatusOr<SegmentBytes> found = FindSegmentBytes(service, ref);
+  if (found.ok()) return found;
+  return absl::Status(found.status().code(), absl::StrCat(field, ": ", found.status().message()));
+}
+
+// The client can write to its segment at any time: what is checked must be what is used, so the
+// queries are copied, once, before anything looks at them.
+absl::Status CopyQueries(const ServiceContext& service, const v1::AttentionRequest& message,
+                         AttentionCall* call) {
+  if (!message.queries().empty()) {
+    return absl::InvalidArgumentError(absl::StrCat("queries has ", message.queries().size(),
+                                                   " bytes; with queries_segment it needs 0"));
+  }
+  SKETCHKV_ASSIGN_OR_RETURN(const SegmentBytes shared,
+                            FindBytes(service, "queries_segment", message.queries_segment()));
+  const size_t bytes = shared.bytes.size();
+  if (bytes % sizeof(float) != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("queries_segment.length is ", bytes, "; float32 needs a multiple of 4"));
+  }
+  SKETCHKV_ASSIGN_OR_RETURN(call->queries_hold, service.inflight->Acquire(bytes));
+  call->queries.resize(bytes / sizeof(float));
+  std::memcpy(call->queries.data(), shared.bytes.data(), bytes);
+  call->request.queries = call->queries;
+  return shared.CheckGuard();
+}
+
+absl::Status FindOutputs(const ServiceContext& service, const v1::SegmentRef& ref,
+                         AttentionCall* call) {
+  SKETCHKV_ASSIGN_OR_RETURN(call->outputs, FindBytes(service, "outputs_segment", ref));
+  if (ref.offset() % sizeof(float) != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("outputs_segment.offset is ", ref.offset(),
+                                                   "; float32 needs a multiple of 4"));
+  }
+  if (call->outputs->bytes.size() >= call->output_bytes) return call->outputs->CheckGuard();
+  return absl::InvalidArgumentError(absl::StrCat("outputs_segment.length is ",
+                                                 call->outputs->bytes.size(), "; the answer has ",
+                                                 call->output_bytes, " bytes"));
+}
+
+// `write(floats)` for each piece of the answer, in order.
+template <typename Write>
+void ForEachPiece(const std::vector<AttentionResult>& results, const Write& write) {
+  for (const AttentionResult& result : results) {
+    write(std::as_bytes(std::span(result.out)));
+    write(std::as_bytes(std::span(result.lse)));
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<AttentionCall>> ParseAttentionCall(
+    const ServiceContext& service, const v1::AttentionRequest& message, TimePoint deadline,
+    std::function<bool()> cancelled) {
+  SKETCHKV_ASSIGN_OR_RETURN(std::shared_ptr<const Model> model,
+                            service.engine->models().Get(kDefaultTenant, message.model()));
+  auto call = std::make_unique<AttentionCall>();
+  SKETCHKV_ASSIGN_OR_RETURN(call->request, FromProto(message, std::move(model), &call->queries));
+  AttentionRequest& request = call->request;
+  if (message.has_queries_segment()) {
+    SKETCHKV_RETURN_IF_ERROR(CopyQueries(service, message, call.get()));
+  }
+  SKETCHKV_RETURN_IF_ERROR(ValidateAttention(request));
+  request.deadline = deadline;
+  request.cancelled = std::move(cancelled);
+  request.admit = [&service, hold = &call->hold](uint64_t bytes) -> absl::Status {
+    SKETCHKV_ASSIGN_OR_RETURN(*hold, service.inflight->Acquire(bytes));
+    return absl::OkStatus();
+  };
+  for (const AttentionItem& item : request.items) {
+    const uint64_t rows =
+        uint64_t{item.num_query_tokens} * item.head_count * request.queries_per_kv_head;
+    call->output_bytes += rows * (request.model->layout().value_dim + 1) * sizeof(float);
+  }
+  if (message.has_outputs_segment()) {
+    SKETCHKV_RETURN_IF_ERROR(FindOutputs(service, message.outputs_segment(), call.get()));
+  }
+  return call;
+}
+
+absl::Status RunAttend(const ServiceContext& service, const AttentionCall& call,
+                       std::string* payload) {
+  if (!call.outputs.has_value() && call.output_bytes > kMaxChunkBytes) {
+    return absl::InvalidArgumentError(absl::StrCat("the answer has ", call.output_bytes,
+                                                   " bytes, of at most ", kMaxChunkBytes,
+                                                   "; ask for fewer items or query tokens"));
+  }
+  SKETCHKV_ASSIGN_OR_RETURN(const std::vector<AttentionResult> results,
+                            service.engine->Attend(kDefaultTenant, call.request));
+  if (!call.outputs.has_value()) {
+    payload->reserve(call.output_bytes);
+    ForEachPiece(results, [payload](std::span<const std::byte> piece) {
+      payload->append(reinterpret_cast<const char*>(piece.data()), piece.size());
+    });
+    return absl::OkStatus();
+  }
+  // Before: what was taken back may hold something else by now.
+  SKETCHKV_RETURN_IF_ERROR(call.outputs->CheckGuard());
+  std::byte* next = call.outputs->bytes.data();
+  ForEachPiece(results, [&next](std::span<const std::byte> piece) {
+    std::memcpy(next, piece.data(), piece.size());
+    next += piece.size();
+  });
+  return call.outputs->CheckGuard();
+}
+
+}  // namespace sketchkv

@@ -172,6 +172,13 @@ class FakeCache final : public v1::Cache::Service {
     return on_watch ? on_watch(context) : grpc::Status(grpc::StatusCode::UNIMPLEMENTED, "");
   }
 
+  grpc::Status GetStats(grpc::ServerContext*, const v1::GetStatsRequest*,
+                        v1::GetStatsResponse* response) override {
+    *response = stats;
+    return grpc::Status::OK;
+  }
+
+  v1::GetStatsResponse stats;
   std::function<grpc::Status()> on_release;
   std::function<grpc::Status(grpc::ServerContext*)> on_watch;
   std::function<grpc::Status(grpc::ServerContext*, PutStream*)> on_put;

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "client/cpp/src/attend_payload.h"
 #include "client/cpp/src/part.h"
 #include "kernels/base/status_macros.h"
 
@@ -104,8 +105,8 @@ absl::StatusOr<PreparedAttention> Prepare(const AttentionCall& call, const Cache
                                                    " bytes, one call carries ", kMaxChunkBytes,
                                                    ": split it"));
   }
-  prepared.request.set_queries(call.queries.data(), call.queries.size_bytes());
-  const uint64_t message_bytes = prepared.request.ByteSizeLong();
+  prepared.queries = call.queries;
+  const uint64_t message_bytes = prepared.request.ByteSizeLong() + call.queries.size_bytes();
   if (message_bytes > kMaxRequestBytes) {
     return absl::InvalidArgumentError(absl::StrCat("queries, items and their blocks take ",
                                                    message_bytes, " bytes, one call carries ",
@@ -181,51 +182,32 @@ absl::StatusOr<PreparedAttention> PrepareAttention(ModelCache* models, const Att
   return prepared;
 }
 
-absl::StatusOr<std::vector<AttentionOutput>> ParseAttention(const PreparedAttention& call,
-                                                            const std::string& payload) {
-  uint64_t want = 0;
-  for (const uint64_t rows : call.rows) want += rows * (call.value_dim + 1) * sizeof(float);
-  if (payload.size() != want) {
-    return absl::InternalError(
-        absl::StrCat("the server sent ", payload.size(), " bytes of outputs, want ", want));
-  }
-  std::vector<AttentionOutput> outputs;
-  const char* next = payload.data();
-  const auto take = [&next](std::vector<float>* out, uint64_t count) {
-    out->resize(count);
-    std::memcpy(out->data(), next, count * sizeof(float));
-    next += count * sizeof(float);
-  };
-  for (const uint64_t rows : call.rows) {
-    AttentionOutput& output = outputs.emplace_back();
-    take(&output.out, rows * call.value_dim);
-    take(&output.lse, rows);
-  }
-  return outputs;
-}
-
 absl::StatusOr<std::vector<AttentionOutput>> AttendOnce(ClientCore* core, ModelCache* models,
+                                                        SegmentSource* segments,
                                                         const AttentionCall& call,
                                                         TimePoint deadline) {
-  SKETCHKV_ASSIGN_OR_RETURN(PreparedAttention prepared, PrepareAttention(models, call, deadline));
-  v1::AttendResponse response;
+  SKETCHKV_ASSIGN_OR_RETURN(const PreparedAttention prepared,
+                            PrepareAttention(models, call, deadline));
+  std::vector<AttentionOutput> outputs;
   const absl::Status status = WithRetries(core, deadline, [&](grpc::ClientContext* context) {
-    prepared.request.set_timeout_ms(RemainingMs(deadline));
-    const Outcome ended =
-        FromCall(core->attention().Attend(context, prepared.request, &response), *context);
-    return ended.status.ok() ? FromItem(response.status()) : ended;
+    AttendPayload payload(&prepared, segments, deadline);
+    v1::AttentionRequest request = payload.Request();
+    request.set_timeout_ms(RemainingMs(deadline));
+    v1::AttendResponse response;
+    const Outcome ended = FromCall(core->attention().Attend(context, request, &response), *context);
+    if (ended.status.ok()) return payload.Take(response, &outputs);
+    payload.Fail(IsOfServer(ended));
+    return ended;
   });
   models->DropAfter(status, call.model);
   SKETCHKV_RETURN_IF_ERROR(status);
-  absl::StatusOr<std::vector<AttentionOutput>> outputs =
-      ParseAttention(prepared, response.payload());
-  models->DropAfter(outputs.status(), call.model);
   return outputs;
 }
 
 absl::StatusOr<std::vector<ScoreOutput>> ScoreOnce(ClientCore* core, ModelCache* models,
                                                    const AttentionCall& call, TimePoint deadline) {
   SKETCHKV_ASSIGN_OR_RETURN(PreparedAttention prepared, PrepareAttention(models, call, deadline));
+  prepared.request.set_queries(call.queries.data(), call.queries.size_bytes());
   std::vector<std::vector<ScoreChunk>> chunks;
   const absl::Status status = WithRetries(core, deadline, [&](grpc::ClientContext* context) {
     chunks.assign(call.items.size(), {});

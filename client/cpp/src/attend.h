@@ -1,13 +1,14 @@
 #pragma once
 
-#include <memory>
-#include <string>
+#include <cstdint>
+#include <span>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "client/cpp/src/core.h"
 #include "client/cpp/src/model_cache.h"
+#include "client/cpp/src/segment_source.h"
 #include "sketchkv/types.h"
 #include "sketchkv/v1/attention.pb.h"
 
@@ -15,8 +16,9 @@ namespace sketchkv::client {
 
 // An AttentionCall checked against its model, ready to send, and the sizes of its answer.
 struct PreparedAttention {
-  v1::AttentionRequest request;  // without request_id and timeout_ms
-  std::vector<uint64_t> rows;    // of each item: query tokens * query heads
+  v1::AttentionRequest request;    // without request_id, timeout_ms and queries
+  std::span<const float> queries;  // the caller's
+  std::vector<uint64_t> rows;      // of each item: query tokens * query heads
   uint32_t value_dim = 0;
 };
 
@@ -25,13 +27,10 @@ struct PreparedAttention {
                                                                  const AttentionCall& call,
                                                                  TimePoint deadline);
 
-// The outputs in an answer's payload. INTERNAL when it has another size than the call asks for.
-[[nodiscard]] absl::StatusOr<std::vector<AttentionOutput>> ParseAttention(
-    const PreparedAttention& call, const std::string& payload);
-
 // Client::Attend and Client::Score with their deadline given.
 [[nodiscard]] absl::StatusOr<std::vector<AttentionOutput>> AttendOnce(ClientCore* core,
                                                                       ModelCache* models,
+                                                                      SegmentSource* segments,
                                                                       const AttentionCall& call,
                                                                       TimePoint deadline);
 [[nodiscard]] absl::StatusOr<std::vector<ScoreOutput>> ScoreOnce(ClientCore* core,

@@ -16,7 +16,8 @@ AttendStream::~AttendStream() {
   thread_.join();
 }
 
-Outcome AttendStream::Ask(v1::AttentionRequest request, TimePoint deadline, std::string* payload) {
+Outcome AttendStream::Ask(v1::AttentionRequest request, TimePoint deadline,
+                          v1::AttendResponse* response) {
   Waiter waiter;
   MutexLock lock(&mu_);
   if (broken_ || retired_) return {absl::UnavailableError("the attend stream has ended"), 0};
@@ -33,7 +34,7 @@ Outcome AttendStream::Ask(v1::AttentionRequest request, TimePoint deadline, std:
     std::erase_if(queue_, [id](const auto& queued) { return queued.request_id() == id; });
     return {absl::DeadlineExceededError("no answer on the attend stream in time"), 0};
   }
-  *payload = std::move(waiter.payload);
+  *response = std::move(waiter.response);
   return std::move(waiter.outcome);
 }
 
@@ -103,8 +104,7 @@ void AttendStream::OnRead(bool ok) {
   }
   const auto it = waiters_.find(response_.request_id());
   if (it != waiters_.end()) {  // else it gave up waiting
-    it->second->outcome = FromItem(response_.status());
-    it->second->payload = std::move(*response_.mutable_payload());
+    it->second->response = std::move(response_);
     it->second->done = true;
     waiters_.erase(it);
     answered_.NotifyAll();

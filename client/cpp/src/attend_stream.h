@@ -7,7 +7,6 @@
 #include <deque>
 #include <map>
 #include <memory>
-#include <string>
 #include <thread>
 
 #include "client/cpp/src/core.h"
@@ -29,9 +28,10 @@ class AttendStream final {
   AttendStream(const AttendStream&) = delete;
   AttendStream& operator=(const AttendStream&) = delete;
 
-  // Sends `request` under an id of its own and waits for the answer's payload.
+  // Sends `request` under an id of its own and waits for the answer, which has a status of its own.
   // DEADLINE_EXCEEDED at `deadline`, whatever the server does; when the stream ends, its status.
-  [[nodiscard]] Outcome Ask(v1::AttentionRequest request, TimePoint deadline, std::string* payload);
+  [[nodiscard]] Outcome Ask(v1::AttentionRequest request, TimePoint deadline,
+                            v1::AttendResponse* response);
 
   // No more requests: those under way are still answered, then the RPC ends.
   void Retire();
@@ -44,8 +44,8 @@ class AttendStream final {
   // On the stack of the thread that waits in Ask.
   struct Waiter {
     bool done = false;
-    Outcome outcome;
-    std::string payload;
+    Outcome outcome;  // of the stream
+    v1::AttendResponse response;
   };
   enum Event : intptr_t { kStarted, kWritten, kRead, kFinished };
   static void* Tag(Event event) { return reinterpret_cast<void*>(event); }

@@ -54,7 +54,7 @@ class Client::Impl {
   explicit Impl(ClientOptions options)
       : core(std::make_shared<client::ClientCore>(std::move(options))),
         models(std::make_shared<client::ModelCache>(core.get())),
-        segments(core.get()) {}
+        segments(std::make_shared<client::SegmentSource>(core.get())) {}
   ~Impl() { core->Close(); }  // then the pool's threads end their tasks
 
   // One unary call with retries: issue(context, request, &response).
@@ -80,7 +80,7 @@ class Client::Impl {
 
   const std::shared_ptr<client::ClientCore> core;
   const std::shared_ptr<client::ModelCache> models;
-  client::SegmentSource segments;
+  const std::shared_ptr<client::SegmentSource> segments;
   client::AsyncPool pool;
 };
 
@@ -166,12 +166,12 @@ absl::StatusOr<std::vector<HeadTableSpec>> Client::GetTables(const std::string& 
 }
 
 Transport Client::transport() {
-  const bool shared = impl_->segments.Get(impl_->core->DeadlineFromNow()) != nullptr;
+  const bool shared = impl_->segments->Get(impl_->core->DeadlineFromNow()) != nullptr;
   return shared ? Transport::kSharedMemory : Transport::kGrpc;
 }
 
 absl::StatusOr<SharedBuffer> Client::AllocateShared(size_t bytes) {
-  const auto segment = impl_->segments.Get(impl_->core->DeadlineFromNow());
+  const auto segment = impl_->segments->Get(impl_->core->DeadlineFromNow());
   if (segment == nullptr) {
     return absl::UnavailableError(
         "no memory is shared with the server: it shares none, or is on "
@@ -192,7 +192,7 @@ absl::StatusOr<PutResult> Client::Put(const PutPart& part) {
 }
 
 std::vector<absl::StatusOr<PutResult>> Client::PutAll(std::span<const PutPart> parts) {
-  return client::PutParts(impl_->core.get(), impl_->models.get(), &impl_->segments, parts,
+  return client::PutParts(impl_->core.get(), impl_->models.get(), impl_->segments.get(), parts,
                           impl_->core->DeadlineFromNow());
 }
 
@@ -226,7 +226,7 @@ absl::StatusOr<GetResult> Client::Get(const GetPart& part) {
 }
 
 std::vector<absl::StatusOr<GetResult>> Client::GetAll(std::span<const GetPart> parts) {
-  return client::GetParts(impl_->core.get(), impl_->models.get(), &impl_->segments, parts,
+  return client::GetParts(impl_->core.get(), impl_->models.get(), impl_->segments.get(), parts,
                           impl_->core->DeadlineFromNow());
 }
 
@@ -306,7 +306,7 @@ absl::StatusOr<std::vector<std::byte>> Client::Decode(const std::string& model,
 }
 
 absl::StatusOr<std::vector<AttentionOutput>> Client::Attend(const AttentionCall& call) {
-  return client::AttendOnce(impl_->core.get(), impl_->models.get(), call,
+  return client::AttendOnce(impl_->core.get(), impl_->models.get(), impl_->segments.get(), call,
                             impl_->core->DeadlineFromNow());
 }
 
@@ -319,7 +319,7 @@ absl::StatusOr<std::vector<ScoreOutput>> Client::Score(const AttentionCall& call
 void Client::PutAsync(const PutPart& part, std::function<void(absl::StatusOr<PutResult>)> done) {
   impl_->pool.Submit([impl = impl_.get(), part, deadline = impl_->core->DeadlineFromNow(),
                       done = std::move(done)] {
-    done(std::move(client::PutParts(impl->core.get(), impl->models.get(), &impl->segments,
+    done(std::move(client::PutParts(impl->core.get(), impl->models.get(), impl->segments.get(),
                                     std::span(&part, 1), deadline)[0]));
   });
 }
@@ -327,7 +327,7 @@ void Client::PutAsync(const PutPart& part, std::function<void(absl::StatusOr<Put
 void Client::GetAsync(const GetPart& part, std::function<void(absl::StatusOr<GetResult>)> done) {
   impl_->pool.Submit([impl = impl_.get(), part, deadline = impl_->core->DeadlineFromNow(),
                       done = std::move(done)] {
-    done(std::move(client::GetParts(impl->core.get(), impl->models.get(), &impl->segments,
+    done(std::move(client::GetParts(impl->core.get(), impl->models.get(), impl->segments.get(),
                                     std::span(&part, 1), deadline)[0]));
   });
 }
@@ -336,12 +336,13 @@ void Client::AttendAsync(const AttentionCall& call,
                          std::function<void(absl::StatusOr<std::vector<AttentionOutput>>)> done) {
   impl_->pool.Submit([impl = impl_.get(), call, deadline = impl_->core->DeadlineFromNow(),
                       done = std::move(done)] {
-    done(client::AttendOnce(impl->core.get(), impl->models.get(), call, deadline));
+    done(client::AttendOnce(impl->core.get(), impl->models.get(), impl->segments.get(), call,
+                            deadline));
   });
 }
 
 std::unique_ptr<Client::AttendSession> Client::NewAttendSession() {
-  return client::MakeAttendSession(impl_->core, impl_->models);
+  return client::MakeAttendSession(impl_->core, impl_->models, impl_->segments);
 }
 
 absl::Status Client::Watch(const std::string& model, uint64_t from_sequence,

@@ -50,4 +50,9 @@ bool IsRetryable(const Outcome& outcome) {
   }
 }
 
+bool IsOfServer(const Outcome& outcome) {
+  return outcome.retry_after_ms > 0 || absl::IsInvalidArgument(outcome.status) ||
+         absl::IsNotFound(outcome.status);
+}
+
 }  // namespace sketchkv::client

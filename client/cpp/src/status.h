@@ -25,4 +25,8 @@ struct Outcome {
 // UNAVAILABLE and ABORTED pass by themselves; RESOURCE_EXHAUSTED only where the server says when.
 [[nodiscard]] bool IsRetryable(const Outcome& outcome);
 
+// Whether a failed call's status is certainly the server's: gRPC makes these codes for no reason of
+// its own, and no hint.
+[[nodiscard]] bool IsOfServer(const Outcome& outcome);
+
 }  // namespace sketchkv::client

@@ -35,9 +35,6 @@ struct ClientOptions {
   std::string shm_socket;
 };
 
-// How payloads of Put and Get go to the server and back. Control always goes over gRPC.
-enum class Transport : uint8_t { kGrpc = 1, kSharedMemory = 2 };
-
 // The hash of a block: 32 bytes that name it and its whole prefix. `payload` is whatever tells the
 // block apart (its token ids); `salt` keeps weights, adapters and tenants apart and is given with
 // the root. Length-prefixed SHA-256: parent_hash, salt, payload.
@@ -91,11 +88,13 @@ class Client {
   [[nodiscard]] absl::Status ReleaseLease(uint64_t lease_id);
   [[nodiscard]] absl::StatusOr<ServerStats> GetStats();
 
-  // The way payloads go now; finds it out where no call has yet. A part for which there is no room
-  // in the shared memory goes over gRPC all the same.
+  // The way payloads of Put and Get go now; finds it out where no call has yet. A part for which
+  // there is no room in the shared memory goes over gRPC all the same. (Outputs of Attend say
+  // themselves how they came.)
   [[nodiscard]] Transport transport();
-  // A buffer that the server can read: a part whose payload lies in it is put without a copy. Its
-  // bytes must not change until the put is done. UNAVAILABLE when transport() is kGrpc;
+  // A buffer that the server can read: a part whose payload lies in it is put without a copy, and
+  // queries that lie in it are attended so. Its bytes must not change until the call is done.
+  // UNAVAILABLE when transport() is kGrpc;
   // RESOURCE_EXHAUSTED when there is no room.
   [[nodiscard]] absl::StatusOr<SharedBuffer> AllocateShared(size_t bytes);
 

@@ -16,6 +16,9 @@ namespace sketchkv {
 // Keeps the symbols of these types apart from the service's types of the same words.
 inline namespace sdk {
 
+// How payloads go to the server and back. Control always goes over gRPC.
+enum class Transport : uint8_t { kGrpc = 1, kSharedMemory = 2 };
+
 // Order of a raw payload of one layer: [tokens, heads, dim] or [heads, tokens, dim].
 enum class RawOrder : uint8_t { kNhd = 1, kHnd = 2 };
 
@@ -116,6 +119,9 @@ struct AttentionCall {
 struct AttentionOutput {
   std::vector<float> out;  // [num_query_tokens, query heads, value_dim]
   std::vector<float> lse;  // [num_query_tokens, query heads], natural log; -inf over no tokens
+  // The way the call's queries and outputs went: shared memory where there is some, and enough
+  // bytes for it to be faster.
+  Transport transport = Transport::kGrpc;
 };
 
 // Logits of one item, after scale and softcap.

@@ -114,12 +114,16 @@ TEST(ClientShmAttendTest, LargeCallsGoOverSharedMemoryAndAnswerTheSame) {
 TEST(ClientShmAttendTest, SmallCallsAndThoseWithoutRoomGoOverGrpc) {
   StoredBlock f;
   AttentionCall call = f.Call(1);
-  call.items[0].head_count = 1;
-  call.queries = call.queries.first(4 * 128);
   SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto want, f.plain->Attend(call));
   const auto client = f.Connect(kMiB / 2);
   EXPECT_EQ(client->transport(), Transport::kSharedMemory);
   ExpectSame(client->Attend(call), want, Transport::kGrpc);
+  {
+    SKETCHKV_ASSERT_OK_AND_ASSIGN(const SharedBuffer buffer, client->AllocateShared(16 * 128 * 4));
+    std::memcpy(buffer.bytes().data(), call.queries.data(), call.queries.size_bytes());
+    call.queries = {reinterpret_cast<const float*>(buffer.bytes().data()), call.queries.size()};
+    ExpectSame(client->Attend(call), want, Transport::kSharedMemory);
+  }
   call = f.Call(16);
   SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto large, f.plain->Attend(call));
   ExpectSame(client->Attend(call), large, Transport::kSharedMemory);

@@ -10,7 +10,7 @@
 namespace sketchkv::client {
 namespace {
 
-// Queries and outputs together; less travels as fast inside the messages.
+// Queries and outputs together; less travels as fast in the messages.
 constexpr uint64_t kMinSharedBytes = 64 << 10;
 
 // The outputs of all items, one behind the other in `bytes`.
@@ -40,18 +40,22 @@ AttendPayload::AttendPayload(const PreparedAttention* call, SegmentSource* segme
   for (const uint64_t rows : call_.rows) {
     output_bytes_ += rows * (call_.value_dim + 1) * sizeof(float);
   }
-  if (call_.queries.size_bytes() + output_bytes_ >= kMinSharedBytes) Share(deadline);
+  std::shared_ptr<SharedSegment> holding = segments_.Holding(std::as_bytes(call_.queries));
+  const bool in_place = holding != nullptr;
+  if (in_place) {
+    Share(std::move(holding), in_place);
+  } else if (call_.queries.size_bytes() + output_bytes_ >= kMinSharedBytes) {
+    Share(segments_.Get(deadline), in_place);
+  }
 }
 
 AttendPayload::~AttendPayload() {
   if (segment_ != nullptr && !answered_) segments_.Retire(segment_.get());
 }
 
-void AttendPayload::Share(TimePoint deadline) {
-  std::shared_ptr<SharedSegment> segment = segments_.Get(deadline);
+void AttendPayload::Share(std::shared_ptr<SharedSegment> segment, bool in_place) {
   if (segment == nullptr) return;
   queries_ = std::as_bytes(call_.queries);
-  const bool in_place = segment->Find(queries_).has_value();
   const uint64_t copied = in_place ? 0 : RoundUp(queries_.size(), RegionAllocator::kAlignment);
   // No waiting for room: these bytes travel in less time than a payload's.
   region_ = segment->Allocate(copied + output_bytes_);

@@ -15,7 +15,8 @@
 namespace sketchkv::client {
 
 // The queries of one try of an Attend on their way out and its outputs on their way in: in the
-// messages, or in memory shared with the server where that pays and there is room.
+// messages, or in memory shared with the server where that pays, or the caller's queries lie there
+// already, and there is room.
 class AttendPayload {
  public:
   // All pointed to outlive the object.
@@ -36,7 +37,8 @@ class AttendPayload {
   void Fail(bool of_server) { answered_ = of_server; }
 
  private:
-  void Share(TimePoint deadline);
+  // in_place: the caller's queries lie in `segment`, which may be null otherwise.
+  void Share(std::shared_ptr<SharedSegment> segment, bool in_place);
 
   const PreparedAttention& call_;
   SegmentSource& segments_;

@@ -29,6 +29,12 @@ std::shared_ptr<SharedSegment> SegmentSource::Get(TimePoint deadline) {
   return segment_;
 }
 
+std::shared_ptr<SharedSegment> SegmentSource::Holding(std::span<const std::byte> bytes) {
+  MutexLock lock(&mu_);
+  const bool held = segment_ != nullptr && segment_->Find(bytes).has_value() && segment_->alive();
+  return held ? segment_ : nullptr;
+}
+
 void SegmentSource::Retire(const SharedSegment* segment) {
   std::shared_ptr<SharedSegment> retired;  // goes after the lock
   MutexLock lock(&mu_);

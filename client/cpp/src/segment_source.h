@@ -1,7 +1,8 @@
 #pragma once
 
+#include <cstddef>
 #include <memory>
-#include <string>
+#include <span>
 
 #include "client/cpp/src/core.h"
 #include "client/cpp/src/shared_segment.h"
@@ -16,6 +17,8 @@ class SegmentSource {
 
   // Null where there is none: the server shares none or is elsewhere. Asked again after a while.
   [[nodiscard]] std::shared_ptr<SharedSegment> Get(TimePoint deadline);
+  // The segment if these bytes lie in it; opens none.
+  [[nodiscard]] std::shared_ptr<SharedSegment> Holding(std::span<const std::byte> bytes);
   // The server may still write to `segment`: it is not handed out again.
   void Retire(const SharedSegment* segment);
 

@@ -25,11 +25,12 @@ class Layer final : public Contender {
         numbers_(std::move(numbers)),
         threads_(options.Number("threads", 1)),
         block_tokens_(codec_->layout().block_tokens),
+        sequences_(options.Number("sequences", 1)),
         blocks_(options.Number("tokens", 1024) / block_tokens_),
         slot_bytes_(options.Number("layers", 2) * codec_->slot_bytes()),
-        slots_(blocks_ * slot_bytes_) {
+        slots_(sequences_ * blocks_ * slot_bytes_) {
     const size_t cell_bytes = codec_->cell_bytes(0), distinct = cells.size() / cell_bytes;
-    for (size_t block = 0; block < blocks_; ++block) {
+    for (size_t block = 0; block < sequences_ * blocks_; ++block) {
       for (uint32_t head = 0; head < kHeads; ++head) {
         const size_t from = (block * kHeads + head) % distinct;
         std::memcpy(slots_.data() + block * slot_bytes_ + codec_->cell_offset(0, head),
@@ -42,14 +43,16 @@ class Layer final : public Contender {
     std::vector<double> times(threads_);
     OnThreads(static_cast<int>(threads_), [&](int thread) {
       const double begin = Now();
-      for (uint32_t head = thread; head < kHeads; head += threads_) Attend(head);
+      for (size_t unit = thread; unit < sequences_ * kHeads; unit += threads_) {
+        Attend(unit / kHeads, unit % kHeads);
+      }
       times[thread] = Now() - begin;
     });
     return Repetition{*std::max_element(times.begin(), times.end()), 1};
   }
 
  private:
-  void Attend(uint32_t head) const {
+  void Attend(size_t sequence, uint32_t head) const {
     const CellCodec& codec = codec_->cell(0, head);
     const auto prepared = codec.PrepareQueries(std::span(numbers_.queries).first(kQueries * kDim));
     AttentionPartial partial = codec.NewPartial(kQueries);
@@ -57,9 +60,10 @@ class Layer final : public Contender {
     options.softmax_scale = 0.08838835f;  // 1 / sqrt(128)
     const size_t group = std::max<size_t>(kGroupTokens / block_tokens_, 1);
     std::vector<CellTokens> cells;
+    const std::byte* const slots = slots_.data() + sequence * blocks_ * slot_bytes_;
     for (size_t block = 0; block < blocks_; ++block) {
       cells.push_back(
-          {slots_.data() + block * slot_bytes_ + codec_->cell_offset(0, head), 0, block_tokens_});
+          {slots + block * slot_bytes_ + codec_->cell_offset(0, head), 0, block_tokens_});
       if (cells.size() < group && block + 1 < blocks_) continue;
       codec.Attend(cells, *prepared, options, &partial);
       cells.clear();
@@ -73,7 +77,8 @@ class Layer final : public Contender {
   const Numbers numbers_;
   const size_t threads_;
   const uint32_t block_tokens_;
-  const size_t blocks_;
+  const size_t sequences_;
+  const size_t blocks_;  // of a sequence
   const size_t slot_bytes_;
   const Buffer slots_;
 };

@@ -1,6 +1,7 @@
 #include "tests/bench/sdk_contenders.h"
 
 #include <chrono>
+#include <cstring>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -82,9 +83,47 @@ class SdkGet final : public Contender {
 class SdkAttend final : public Contender {
  public:
   SdkAttend(const Options& options, std::unique_ptr<SdkSession> session)
-      : session_(std::move(session)), tokens_(options.Number("tokens", 1024)), pauses_(options) {}
+      : session_(std::move(session)),
+        tokens_(options.Number("tokens", 1024)),
+        sequences_(options.Number("sequences", 1)),
+        transport_(options.Text("transport", "grpc") == "shm" ? Transport::kSharedMemory
+                                                              : Transport::kGrpc),
+        pauses_(options) {}
 
   absl::Status Open() {
+    call_.model = session_->model().name;
+    call_.queries_per_kv_head = 4;
+    call_.items.resize(sequences_);
+    for (AttentionItem& item : call_.items) {
+      SKETCHKV_ASSIGN_OR_RETURN(item.lease_id, PutSequence());
+    }
+    queries_ = session_->Queries(sequences_ * 32 * kDim);
+    call_.queries = queries_;
+    return transport_ == Transport::kSharedMemory ? ShareQueries() : absl::OkStatus();
+  }
+
+  absl::StatusOr<Repetition> Run() override {
+    pauses_.Next();
+    const double begin = Now();
+    const auto outputs = session_->client().Attend(call_);
+    const double end = Now();
+    SKETCHKV_RETURN_IF_ERROR(outputs.status());
+    if (outputs->front().transport != transport_) {
+      return absl::InternalError("queries and outputs took another way than they were to take");
+    }
+    return Repetition{end - begin, 1};
+  }
+
+ private:
+  absl::Status ShareQueries() {
+    const auto bytes = std::as_bytes(call_.queries);
+    SKETCHKV_ASSIGN_OR_RETURN(shared_, session_->client().AllocateShared(bytes.size()));
+    std::memcpy(shared_.bytes().data(), bytes.data(), bytes.size());
+    call_.queries = {reinterpret_cast<const float*>(shared_.bytes().data()), queries_.size()};
+    return absl::OkStatus();
+  }
+  // Returns the lease of a new sequence.
+  absl::StatusOr<uint64_t> PutSequence() {
     const uint32_t block = session_->model().layout.block_tokens;
     const std::vector<PutPart> parts = session_->NewChain(tokens_ / block);
     SKETCHKV_RETURN_IF_ERROR(session_->PutAll(parts));
@@ -97,27 +136,16 @@ class SdkAttend final : public Contender {
       return absl::InternalError(
           absl::StrCat("a lease over ", found.num_tokens, " tokens, want one over ", tokens_));
     }
-    call_.model = session_->model().name;
-    call_.queries_per_kv_head = 4;
-    call_.items.resize(1);
-    call_.items[0].lease_id = found.lease_id;
-    call_.queries = session_->queries(32 * kDim);
-    return absl::OkStatus();
+    return found.lease_id;
   }
 
-  absl::StatusOr<Repetition> Run() override {
-    pauses_.Next();
-    const double begin = Now();
-    const auto outputs = session_->client().Attend(call_);
-    const double end = Now();
-    SKETCHKV_RETURN_IF_ERROR(outputs.status());
-    return Repetition{end - begin, 1};
-  }
-
- private:
   const std::unique_ptr<SdkSession> session_;
   const uint64_t tokens_;
+  const uint64_t sequences_;
+  const Transport transport_;
   Pauses pauses_;
+  std::vector<float> queries_;
+  SharedBuffer shared_;  // where they are copied for transport shm
   AttentionCall call_;
 };
 

@@ -14,7 +14,6 @@ namespace sketchkv::bench {
 namespace {
 
 constexpr uint32_t kHeads = 8;
-constexpr uint32_t kQueryHeads = 32;
 constexpr uint64_t kSharedBytes = uint64_t{128} << 20;
 
 }  // namespace
@@ -39,10 +38,14 @@ absl::StatusOr<std::unique_ptr<SdkSession>> SdkSession::Open(const Options& opti
       session->client_->RegisterModel(absl::StrCat("bench-", getpid(), "-", next_model++), layout,
                                       {{.name = options.Text("profile", "qjl3p")}}));
   SKETCHKV_RETURN_IF_ERROR(session->MakePayload(numbers, shared));
-  for (size_t i = 0; i < size_t{kQueryHeads} * kDim; ++i) {
-    session->queries_.push_back(numbers.queries[i % numbers.queries.size()]);
-  }
+  session->queries_ = numbers.queries;
   return session;
+}
+
+std::vector<float> SdkSession::Queries(size_t count) const {
+  std::vector<float> queries(count);
+  for (size_t i = 0; i < count; ++i) queries[i] = queries_[i % queries_.size()];
+  return queries;
 }
 
 absl::Status SdkSession::MakePayload(const Numbers& numbers, bool shared) {

@@ -24,9 +24,8 @@ class SdkSession {
 
   [[nodiscard]] Client& client() { return *client_; }
   [[nodiscard]] const ModelInfo& model() const { return model_; }
-  [[nodiscard]] std::span<const float> queries(size_t count) const {
-    return std::span(queries_).first(count);
-  }
+  // `count` numbers of the run's queries, over and over.
+  [[nodiscard]] std::vector<float> Queries(size_t count) const;
 
   // `count` blocks under hashes never used before, each the child of the one before. They share a
   // few payloads.
@@ -39,7 +38,7 @@ class SdkSession {
 
   std::unique_ptr<Client> client_;
   ModelInfo model_;
-  std::vector<float> queries_;      // [32 query heads][kDim]
+  std::vector<float> queries_;
   std::unique_ptr<Buffer> memory_;  // of payload_, unless it is shared
   SharedBuffer shared_;
   std::span<const std::byte> payload_;

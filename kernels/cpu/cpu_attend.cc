@@ -152,13 +152,16 @@ void CpuCellCodec::Finish(const AttentionPartial& partial, float* out, float* ls
   const uint32_t dim = layout_.value_dim;
   const uint32_t rows = value_rows();
   const auto num_queries = static_cast<uint32_t>(partial.max.size());
-  std::vector<float> normal(partial.out.size());
+  Scratch normal(partial.out.size());
   for (uint32_t q = 0; q < num_queries; ++q) {
     const float sum = partial.sum[q];
     const float* from = partial.out.data() + size_t{q} * rows;
     float* to = normal.data() + size_t{q} * rows;
     lse[q] = -std::numeric_limits<float>::infinity();
-    if (!(sum > 0.0f)) continue;
+    if (!(sum > 0.0f)) {
+      std::fill_n(to, rows, 0.0f);
+      continue;
+    }
     lse[q] = static_cast<float>(partial.max[q] + ExactLog(sum));
     for (uint32_t r = 0; r < rows; ++r) to[r] = from[r] / sum;
   }
@@ -168,9 +171,10 @@ void CpuCellCodec::Finish(const AttentionPartial& partial, float* out, float* ls
     TurnBack(normal.data(), num_queries, out);
   }
   const float* mean = value_mean();
+  const float domain = PowerOfTwo(kValueDomain);
   for (uint32_t q = 0; q < num_queries; ++q) {
     float* row = out + size_t{q} * dim;
-    for (uint32_t c = 0; c < dim; ++c) row[c] *= PowerOfTwo(kValueDomain);
+    for (uint32_t c = 0; c < dim; ++c) row[c] *= domain;
     if (mean == nullptr || !(partial.sum[q] > 0.0f)) continue;
     for (uint32_t c = 0; c < dim; ++c) row[c] += mean[c];
   }
@@ -182,15 +186,14 @@ void CpuCellCodec::TurnBack(const float* rows, uint32_t num_queries, float* out)
   const uint32_t dim = layout_.value_dim;
   const size_t row_bytes = size_t{value_rows()} * sizeof(float);
   const auto fp32 = static_cast<uint32_t>(DType::kFp32);
-  // Written before they are read.
-  const auto tile = std::make_unique_for_overwrite<float[]>(size_t{value_rows()} * kLanes);
-  const auto turned = std::make_unique_for_overwrite<float[]>(size_t{dim} * kLanes);
+  Scratch tile(size_t{value_rows()} * kLanes);
+  Scratch turned(size_t{dim} * kLanes);
   for (uint32_t first = 0; first < num_queries; first += kLanes) {
     const uint32_t count = std::min(kLanes, num_queries - first);
     const auto* bytes = reinterpret_cast<const uint8_t*>(rows) + first * row_bytes;
-    kernels_.load_tile({bytes, row_bytes, fp32, nullptr}, count, value_rows(), tile.get());
-    kernels_.back_project(value_projection_->Args(), tile.get(), turned.get());
-    kernels_.store_tile(turned.get(), count, dim,
+    kernels_.load_tile({bytes, row_bytes, fp32, nullptr}, count, value_rows(), tile.data());
+    kernels_.back_project(value_projection_->Args(), tile.data(), turned.data());
+    kernels_.store_tile(turned.data(), count, dim,
                         reinterpret_cast<uint8_t*>(out + size_t{first} * dim), dim * sizeof(float),
                         fp32);
   }

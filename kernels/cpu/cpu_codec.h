@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/container/fixed_array.h"
 #include "kernels/code_book.h"
 #include "kernels/codec.h"
 #include "kernels/cpu/kernel_table.h"
@@ -23,6 +24,10 @@ struct SharedProjections {
 [[nodiscard]] SharedProjections MakeProjections(const KvLayout& layout,
                                                 const CodecProfile& profile);
 
+// Numbers of one call, written before they are read: on the stack unless they are more than a tile
+// of usual heads. A query's preparation takes as long as a few calls of malloc, which has a lock.
+using Scratch = absl::FixedArray<float, size_t{128} * kLanes>;
+
 // Makes and holds the integer tables of several queries over planes of `words` words.
 class ScoreTables {
  public:
@@ -33,14 +38,10 @@ class ScoreTables {
                    int exponent, const KernelTable& kernels);
 
  private:
-  struct alignas(kLineBytes) Line {
-    uint8_t bytes[kLineBytes];
-  };
-
   uint32_t words_;
-  std::vector<Line> entries_;  // [tables][words][2]
-  std::vector<uint8_t> weights_;
-  std::vector<float> scratch_;
+  std::unique_ptr<uint8_t[]> memory_;
+  uint8_t* entries_;  // [tables][words][2] lines
+  uint8_t* weights_;  // [tables][words][8]
 };
 
 // Queries in a codec's terms: what PrepareQueries keeps of them.

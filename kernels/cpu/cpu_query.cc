@@ -22,20 +22,24 @@ constexpr int kFoldedExponent = 40;
 
 }  // namespace
 
-ScoreTables::ScoreTables(size_t num_tables, uint32_t words)
-    : words_(words),
-      entries_(num_tables * 2 * words),
-      weights_(num_tables * 8 * words),
-      scratch_(size_t{8} * words * kLanes + RoundUp(8 * words, kLanes)) {}
+ScoreTables::ScoreTables(size_t num_tables, uint32_t words) : words_(words) {
+  const size_t entry_bytes = num_tables * 2 * words * kLineBytes;
+  memory_ = std::make_unique_for_overwrite<uint8_t[]>(kLineBytes - 1 + entry_bytes +
+                                                      num_tables * 8 * words);
+  const auto begin = reinterpret_cast<uintptr_t>(memory_.get());
+  entries_ = memory_.get() + (RoundUp(begin, kLineBytes) - begin);
+  weights_ = entries_ + entry_bytes;
+}
 
 ScoreTable ScoreTables::Build(size_t index, const std::vector<CodeGroup>& groups,
                               const float* projected, int exponent, const KernelTable& kernels) {
   ScoreTable table{};
-  uint8_t* entries = entries_[index * 2 * words_].bytes;
-  uint8_t* weights = weights_.data() + index * 8 * words_;
+  uint8_t* entries = entries_ + index * 2 * words_ * kLineBytes;
+  uint8_t* weights = weights_ + index * 8 * words_;
+  Scratch sums(size_t{8} * words_ * kLanes);
+  Scratch largest(RoundUp(8 * words_, kLanes));
   kernels.build_table({groups.data(), static_cast<uint32_t>(groups.size()), words_, projected,
-                       scratch_.data(), scratch_.data() + size_t{8} * words_ * kLanes, entries,
-                       weights, &table.step, &table.base});
+                       sums.data(), largest.data(), entries, weights, &table.step, &table.base});
   table.entries = entries;
   table.weights = weights;
   // Usual queries' powers of two go into the sums: the same numbers with three products less.
@@ -84,22 +88,21 @@ std::unique_ptr<PreparedQueries> CpuCellCodec::PrepareQueries(
   if (raw) return prepared;
 
   // Sixteen queries are lanes of one tile.
-  // Written before they are read.
-  const auto tile = std::make_unique_for_overwrite<float[]>(size_t{dim} * kLanes);
-  const auto projected = std::make_unique_for_overwrite<float[]>(RoundUp(rows, dim) * kLanes);
-  const auto rows_of = std::make_unique_for_overwrite<float[]>(size_t{rows} * kLanes);
+  Scratch tile(size_t{dim} * kLanes);
+  Scratch projected(RoundUp(rows, dim) * kLanes);
+  Scratch rows_of(size_t{rows} * kLanes);
   for (uint32_t first = 0; first < num_queries; first += kLanes) {
     const uint32_t count = std::min(kLanes, num_queries - first);
     const RowsArgs source = {reinterpret_cast<const uint8_t*>(prepared->query(first)),
                              RoundUp(dim, kLanes) * sizeof(float),
                              static_cast<uint32_t>(DType::kFp32), nullptr};
-    kernels_.load_tile(source, count, dim, tile.get());
-    kernels_.project_tile(key_projection_->Args(), tile.get(), projected.get());
-    kernels_.store_tile(projected.get(), count, rows, reinterpret_cast<uint8_t*>(rows_of.get()),
+    kernels_.load_tile(source, count, dim, tile.data());
+    kernels_.project_tile(key_projection_->Args(), tile.data(), projected.data());
+    kernels_.store_tile(projected.data(), count, rows, reinterpret_cast<uint8_t*>(rows_of.data()),
                         rows * sizeof(float), static_cast<uint32_t>(DType::kFp32));
     for (uint32_t i = 0; i < count; ++i) {
       const uint32_t q = first + i;
-      const float* row = rows_of.get() + size_t{i} * rows;
+      const float* row = rows_of.data() + size_t{i} * rows;
       if (keep) std::copy_n(row, rows, prepared->projected(q));
       prepared->table(q) =
           prepared->space().Build(q, key_groups_, row, prepared->exponent(q), kernels_);

@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <mutex>
 
+#include "absl/container/fixed_array.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 
@@ -14,6 +16,10 @@ namespace {
 
 // Query rows of one unit: a projected query may take many times its own bytes.
 constexpr uint32_t kMaxUnitRows = 256;
+
+// Numbers of a unit, written before they are read: on the stack unless there are many. Units of
+// short contexts are not much longer than the calls of malloc for them, and those share a lock.
+using Scratch = absl::FixedArray<float, 2048>;
 
 // One unit of parallel work: some query rows of a kv head of an item over one split of its tokens.
 struct Unit {
@@ -62,7 +68,7 @@ const CellCodec& CodecOf(const AttentionRequest& request, const Unit& unit) {
 std::unique_ptr<PreparedQueries> PrepareUnit(const AttentionRequest& request,
                                              const ItemShape& shape, const Unit& unit) {
   const uint32_t dim = request.model->layout().head_dim;
-  std::vector<float> gathered(size_t{unit.num_rows} * dim);
+  Scratch gathered(size_t{unit.num_rows} * dim);
   for (uint32_t row = 0; row < unit.num_rows; ++row) {
     const float* from = request.queries.data() + shape.query_offset +
                         RowIndex(request, shape, unit.head, unit.row_begin + row) * dim;
@@ -216,8 +222,8 @@ std::span<AttentionPartial> PartialsOfRows(const std::vector<Unit>& units, size_
 void FinishRows(const AttentionRequest& request, const ItemShape& shape, const Unit& unit,
                 const AttentionPartial& merged, AttentionResult* result) {
   const uint32_t value_dim = request.model->layout().value_dim;
-  std::vector<float> out(size_t{unit.num_rows} * value_dim);
-  std::vector<float> lse(unit.num_rows);
+  Scratch out(size_t{unit.num_rows} * value_dim);
+  Scratch lse(unit.num_rows);
   CodecOf(request, unit).Finish(merged, out.data(), lse.data());
   for (uint32_t row = 0; row < unit.num_rows; ++row) {
     const size_t to = RowIndex(request, shape, unit.head, unit.row_begin + row);
@@ -231,6 +237,16 @@ float CapLogit(float score, const AttentionOptions& options) {
   const float logit = score * options.softmax_scale;
   if (options.logit_softcap <= 0.0f) return logit;
   return options.logit_softcap * std::tanh(logit / options.logit_softcap);
+}
+
+// Without a branch a number, so that many are looked at at once: what is not finite has all bits of
+// its exponent set, and carries into the sign.
+bool AllFinite(std::span<const float> numbers) {
+  uint32_t carries = 0;
+  for (const float number : numbers) {
+    carries |= (std::bit_cast<uint32_t>(number) & 0x7FFFFFFFu) + 0x00800000u;
+  }
+  return carries >> 31 == 0;
 }
 
 absl::Status ValidateItem(const AttentionRequest& request, size_t index) {
@@ -299,6 +315,7 @@ absl::Status ValidateAttention(const AttentionRequest& request) {
     return absl::InvalidArgumentError(absl::StrCat("queries has ", request.queries.size() * 4,
                                                    " bytes; the items need ", floats * 4));
   }
+  if (AllFinite(request.queries)) return absl::OkStatus();
   for (size_t i = 0; i < request.queries.size(); ++i) {
     if (std::isfinite(request.queries[i])) continue;
     const uint32_t dim = request.model->layout().head_dim;

@@ -1,11 +1,19 @@
 #include "service/engine/executor.h"
 
+#include <algorithm>
 #include <atomic>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 
 namespace sketchkv {
+namespace {
+
+// How long the caller of a loop looks for the end of indices that others hold before it sleeps:
+// about as long as one takes. To sleep and be woken takes 20 us and more.
+constexpr std::chrono::microseconds kLookout{50};
+
+}  // namespace
 
 // A parallel loop that idle workers may join. The caller takes part until no index is left and then
 // waits for the indices others hold, so it never waits for a thread that has not begun.
@@ -15,13 +23,16 @@ struct ThreadExecutor::Loop {
   void Run() {
     for (size_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) {
       (*body)(i);
-      if (done.fetch_add(1) + 1 == count) {
-        MutexLock lock(&mu);
-        finished.NotifyAll();
-      }
+      if (done.fetch_add(1) + 1 < count) continue;
+      // Whoever does not see `done` yet waits by the time the lock is taken.
+      { MutexLock lock(&mu); }
+      finished.NotifyAll();
     }
   }
   void Wait() {
+    const auto until = std::chrono::steady_clock::now() + kLookout;
+    while (done.load() < count && std::chrono::steady_clock::now() < until) {
+    }
     MutexLock lock(&mu);
     while (done.load() < count) finished.Wait(&mu);
   }
@@ -36,24 +47,27 @@ struct ThreadExecutor::Loop {
 };
 
 ThreadExecutor::ThreadExecutor(size_t num_threads, size_t max_queued, const Clock* clock)
-    : max_queued_(max_queued), clock_(clock) {
+    : num_threads_(num_threads), max_queued_(max_queued), clock_(clock) {
   for (size_t i = 0; i < num_threads; ++i) threads_.emplace_back([this] { Work(); });
 }
 
 ThreadExecutor::~ThreadExecutor() { Stop(); }
 
+// Threads are woken without the lock: one that runs at once would only wait for it.
 absl::Status ThreadExecutor::Submit(Task task) {
-  MutexLock lock(&mu_);
-  if (draining_) return absl::UnavailableError("the server is stopping");
-  const size_t queued = queue_.size() + delayed_.size();
-  if (queued >= max_queued_ && !task.bypass_bound) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("the request queue is full: ", queued, " of ", max_queued_));
-  }
-  if (task.delay.count() > 0) {
-    delayed_.emplace(std::chrono::steady_clock::now() + task.delay, std::move(task));
-  } else {
-    queue_.push_back(std::move(task));
+  {
+    MutexLock lock(&mu_);
+    if (draining_) return absl::UnavailableError("the server is stopping");
+    const size_t queued = queue_.size() + delayed_.size();
+    if (queued >= max_queued_ && !task.bypass_bound) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("the request queue is full: ", queued, " of ", max_queued_));
+    }
+    if (task.delay.count() > 0) {
+      delayed_.emplace(std::chrono::steady_clock::now() + task.delay, std::move(task));
+    } else {
+      queue_.push_back(std::move(task));
+    }
   }
   wake_.NotifyOne();
   return absl::OkStatus();
@@ -66,8 +80,9 @@ void ThreadExecutor::ParallelFor(size_t count, const std::function<void(size_t)>
   {
     MutexLock lock(&mu_);
     loops_.push_back(loop);
-    wake_.NotifyAll();
   }
+  // As many as there are other indices; the rest would find nothing left.
+  for (size_t i = 1; i < std::min(count, num_threads_); ++i) wake_.NotifyOne();
   loop->Run();
   {
     MutexLock lock(&mu_);

@@ -77,6 +77,7 @@ class ThreadExecutor final : public Executor {
   void Queue(TimePoint now) SKETCHKV_REQUIRES(mu_);
 
   // Constant after construction.
+  const size_t num_threads_;
   const size_t max_queued_;
   const Clock* const clock_;
 

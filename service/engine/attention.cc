@@ -32,22 +32,29 @@ struct Unit {
   size_t rows = 0;  // number of these rows of this head: units of other tokens share it
 };
 
-// Where an item's rows lie in the request's queries and in its results.
+// Where an item's rows lie in the request's queries and in its answer.
 struct ItemShape {
   uint32_t rows_per_head = 0;  // num_query_tokens * queries_per_kv_head
   uint32_t query_heads = 0;
   size_t query_offset = 0;  // floats
+  size_t out_offset = 0;    // floats
+  size_t lse_offset = 0;    // floats
 };
 
 std::vector<ItemShape> ShapeItems(const AttentionRequest& request) {
+  const KvLayout& layout = request.model->layout();
   std::vector<ItemShape> shapes;
-  size_t offset = 0;
+  size_t queries = 0, answer = 0;
   for (const AttentionItem& item : request.items) {
     const uint32_t query_heads = item.head_count * request.queries_per_kv_head;
+    const size_t rows = size_t{item.num_query_tokens} * query_heads;
     shapes.push_back({.rows_per_head = item.num_query_tokens * request.queries_per_kv_head,
                       .query_heads = query_heads,
-                      .query_offset = offset});
-    offset += size_t{item.num_query_tokens} * query_heads * request.model->layout().head_dim;
+                      .query_offset = queries,
+                      .out_offset = answer,
+                      .lse_offset = answer + rows * layout.value_dim});
+    queries += rows * layout.head_dim;
+    answer += rows * (layout.value_dim + 1);
   }
   return shapes;
 }
@@ -218,9 +225,9 @@ std::span<AttentionPartial> PartialsOfRows(const std::vector<Unit>& units, size_
   return std::span(partials).subspan(begin, end - begin);
 }
 
-// Normalises `merged` and writes the unit's rows to their places in `result`.
+// Normalises `merged` and writes the unit's rows to their places in `answer`.
 void FinishRows(const AttentionRequest& request, const ItemShape& shape, const Unit& unit,
-                const AttentionPartial& merged, AttentionResult* result) {
+                const AttentionPartial& merged, std::span<float> answer) {
   const uint32_t value_dim = request.model->layout().value_dim;
   Scratch out(size_t{unit.num_rows} * value_dim);
   Scratch lse(unit.num_rows);
@@ -228,8 +235,8 @@ void FinishRows(const AttentionRequest& request, const ItemShape& shape, const U
   for (uint32_t row = 0; row < unit.num_rows; ++row) {
     const size_t to = RowIndex(request, shape, unit.head, unit.row_begin + row);
     std::copy_n(out.data() + size_t{row} * value_dim, value_dim,
-                result->out.data() + to * value_dim);
-    result->lse[to] = lse[row];
+                answer.data() + shape.out_offset + to * value_dim);
+    answer[shape.lse_offset + to] = lse[row];
   }
 }
 
@@ -325,30 +332,31 @@ absl::Status ValidateAttention(const AttentionRequest& request) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<AttentionResult>> ComputeAttention(const AttentionRequest& request,
-                                                              const AttentionTargets& targets,
-                                                              Executor* executor) {
+uint64_t AnswerFloats(const AttentionRequest& request) {
+  uint64_t rows = 0;
+  for (const AttentionItem& item : request.items) {
+    rows += uint64_t{item.num_query_tokens} * item.head_count * request.queries_per_kv_head;
+  }
+  return rows * (request.model->layout().value_dim + 1);
+}
+
+absl::Status ComputeAttention(const AttentionRequest& request, const AttentionTargets& targets,
+                              Executor* executor, std::span<float> answer) {
   const Model& model = *request.model;
   const uint32_t value_dim = model.layout().value_dim;
   const std::vector<ItemShape> shapes = ShapeItems(request);
   uint64_t bytes = 0;
   for (size_t i = 0; i < request.items.size(); ++i) {
     const AttentionItem& item = request.items[i];
-    // Partials, then results of at most the same size and the answer made of them.
+    // Partials, and an answer of at most the same size.
     const uint64_t partial = uint64_t{shapes[i].rows_per_head} * (value_dim + 2) * sizeof(float);
-    bytes += NumSplits(item, *targets[i]) * 3 * partial + UnitBytes(item, shapes[i], *targets[i]);
+    bytes += NumSplits(item, *targets[i]) * 2 * partial + UnitBytes(item, shapes[i], *targets[i]);
   }
   SKETCHKV_RETURN_IF_ERROR(Admit(request, bytes));
   const std::vector<Unit> units = SplitWork(request, shapes, targets);
   std::vector<SharedQueries> shared = ShareQueries(units);
   std::vector<AttentionPartial> partials(units.size());
-  std::vector<AttentionResult> results(request.items.size());
-  for (size_t i = 0; i < results.size(); ++i) {
-    const size_t rows = size_t{request.items[i].num_query_tokens} * shapes[i].query_heads;
-    results[i].out.resize(rows * value_dim);
-    results[i].lse.resize(rows);
-  }
-  SKETCHKV_RETURN_IF_ERROR(RunUnits(request, units.size(), executor, [&](size_t i) {
+  return RunUnits(request, units.size(), executor, [&](size_t i) {
     const Unit& unit = units[i];
     const AttentionItem& item = request.items[unit.item];
     const CellCodec& codec = CodecOf(request, unit);
@@ -364,9 +372,10 @@ absl::StatusOr<std::vector<AttentionResult>> ComputeAttention(const AttentionReq
     // work than that takes.
     const std::span<AttentionPartial> same = PartialsOfRows(units, i, partials);
     for (size_t p = 1; p < same.size(); ++p) MergePartial(same[p], &same[0]);
-    FinishRows(request, shapes[unit.item], unit, same[0], &results[unit.item]);
-  }));
-  return results;
+    FinishRows(request, shapes[unit.item], unit, same[0], answer);
+    // Here rather than at the end: malloc is cheapest to the thread that asked for the memory.
+    for (AttentionPartial& partial : same) partial = {};
+  });
 }
 
 absl::StatusOr<std::vector<ScoreResult>> ComputeScores(const AttentionRequest& request,

@@ -42,11 +42,6 @@ struct AttentionRequest {
   std::function<absl::Status(uint64_t)> admit;
 };
 
-struct AttentionResult {
-  std::vector<float> out;  // [num_query_tokens, query heads, value_dim]
-  std::vector<float> lse;  // [num_query_tokens, query heads]
-};
-
 struct ScoreResult {
   uint32_t token_begin = 0;
   uint32_t num_tokens = 0;
@@ -73,10 +68,17 @@ inline constexpr uint32_t kAttentionSplitTokens = 4096;
 // Why the request is no longer wanted (CANCELLED, DEADLINE_EXCEEDED); OK while it is.
 [[nodiscard]] absl::Status StillWanted(const AttentionRequest& request);
 
-// One result an item; targets[i] belongs to request.items[i]. CANCELLED and DEADLINE_EXCEEDED when
-// the request stopped being wanted on the way.
-[[nodiscard]] absl::StatusOr<std::vector<AttentionResult>> ComputeAttention(
-    const AttentionRequest& request, const AttentionTargets& targets, Executor* executor);
+// How many numbers answer a valid request.
+[[nodiscard]] uint64_t AnswerFloats(const AttentionRequest& request);
+
+// Writes to `answer` [AnswerFloats], item after item: the outputs [num_query_tokens, query heads,
+// value_dim], then the log-sum-exps [num_query_tokens, query heads]. Each is written once and none
+// is read. targets[i] belongs to request.items[i]. CANCELLED and DEADLINE_EXCEEDED when the request
+// stopped being wanted on the way: asked before each unit, after which nothing more is written.
+[[nodiscard]] absl::Status ComputeAttention(const AttentionRequest& request,
+                                            const AttentionTargets& targets, Executor* executor,
+                                            std::span<float> answer);
+// One result an item; otherwise the same.
 [[nodiscard]] absl::StatusOr<std::vector<ScoreResult>> ComputeScores(
     const AttentionRequest& request, const AttentionTargets& targets, Executor* executor);
 

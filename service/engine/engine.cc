@@ -114,11 +114,11 @@ absl::StatusOr<AttentionTargets> Engine::ResolveAll(uint32_t tenant,
   return targets;
 }
 
-absl::StatusOr<std::vector<AttentionResult>> Engine::Attend(uint32_t tenant,
-                                                            const AttentionRequest& request) {
+absl::Status Engine::Attend(uint32_t tenant, const AttentionRequest& request,
+                            std::span<float> answer) {
   SKETCHKV_RETURN_IF_ERROR(ValidateAttention(request));
   SKETCHKV_ASSIGN_OR_RETURN(const AttentionTargets targets, ResolveAll(tenant, request));
-  return ComputeAttention(request, targets, executor_);
+  return ComputeAttention(request, targets, executor_, answer);
 }
 
 absl::StatusOr<std::vector<ScoreResult>> Engine::Score(uint32_t tenant,

@@ -90,8 +90,9 @@ class Engine {
                                                     std::chrono::milliseconds lease_ttl);
 
   // NOT_FOUND (names the first missing ancestor), INVALID_ARGUMENT, DEADLINE_EXCEEDED, CANCELLED.
-  [[nodiscard]] absl::StatusOr<std::vector<AttentionResult>> Attend(
-      uint32_t tenant, const AttentionRequest& request);
+  // `answer` has AnswerFloats(request) numbers; what is in it after an error is no answer.
+  [[nodiscard]] absl::Status Attend(uint32_t tenant, const AttentionRequest& request,
+                                    std::span<float> answer);
   // One result an item. Errors as Attend; INVALID_ARGUMENT too for more than 256 MiB of logits.
   [[nodiscard]] absl::StatusOr<std::vector<ScoreResult>> Score(uint32_t tenant,
                                                                const AttentionRequest& request);

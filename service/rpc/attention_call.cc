@@ -52,15 +52,6 @@ absl::Status FindOutputs(const ServiceContext& service, const v1::SegmentRef& re
                                                  call->output_bytes, " bytes"));
 }
 
-// `write(floats)` for each piece of the answer, in order.
-template <typename Write>
-void ForEachPiece(const std::vector<AttentionResult>& results, const Write& write) {
-  for (const AttentionResult& result : results) {
-    write(std::as_bytes(std::span(result.out)));
-    write(std::as_bytes(std::span(result.lse)));
-  }
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<AttentionCall>> ParseAttentionCall(
@@ -76,19 +67,17 @@ absl::StatusOr<std::unique_ptr<AttentionCall>> ParseAttentionCall(
   }
   SKETCHKV_RETURN_IF_ERROR(ValidateAttention(request));
   request.deadline = deadline;
-  request.cancelled = std::move(cancelled);
   request.admit = [&service, hold = &call->hold](uint64_t bytes) -> absl::Status {
     SKETCHKV_ASSIGN_OR_RETURN(*hold, service.inflight->Acquire(bytes));
     return absl::OkStatus();
   };
-  for (const AttentionItem& item : request.items) {
-    const uint64_t rows =
-        uint64_t{item.num_query_tokens} * item.head_count * request.queries_per_kv_head;
-    call->output_bytes += rows * (request.model->layout().value_dim + 1) * sizeof(float);
-  }
+  call->output_bytes = AnswerFloats(request) * sizeof(float);
   if (message.has_outputs_segment()) {
     SKETCHKV_RETURN_IF_ERROR(FindOutputs(service, message.outputs_segment(), call.get()));
   }
+  request.cancelled = [cancelled = std::move(cancelled), outputs = &call->outputs] {
+    return (cancelled && cancelled()) || (outputs->has_value() && !(*outputs)->CheckGuard().ok());
+  };
   return call;
 }
 
@@ -99,23 +88,20 @@ absl::Status RunAttend(const ServiceContext& service, const AttentionCall& call,
                                                    " bytes, of at most ", kMaxChunkBytes,
                                                    "; ask for fewer items or query tokens"));
   }
-  SKETCHKV_ASSIGN_OR_RETURN(const std::vector<AttentionResult> results,
-                            service.engine->Attend(kDefaultTenant, call.request));
-  if (!call.outputs.has_value()) {
-    payload->reserve(call.output_bytes);
-    ForEachPiece(results, [payload](std::span<const std::byte> piece) {
-      payload->append(reinterpret_cast<const char*>(piece.data()), piece.size());
-    });
-    return absl::OkStatus();
+  if (call.outputs.has_value()) {
+    auto* const answer = reinterpret_cast<float*>(call.outputs->bytes.data());
+    const absl::Status attended = service.engine->Attend(
+        kDefaultTenant, call.request, {answer, call.output_bytes / sizeof(float)});
+    // First: bytes that were taken back say why the rest failed.
+    SKETCHKV_RETURN_IF_ERROR(call.outputs->CheckGuard());
+    return attended;
   }
-  // Before: what was taken back may hold something else by now.
-  SKETCHKV_RETURN_IF_ERROR(call.outputs->CheckGuard());
-  std::byte* next = call.outputs->bytes.data();
-  ForEachPiece(results, [&next](std::span<const std::byte> piece) {
-    std::memcpy(next, piece.data(), piece.size());
-    next += piece.size();
-  });
-  return call.outputs->CheckGuard();
+  payload->resize(call.output_bytes);
+  absl::Status attended =
+      service.engine->Attend(kDefaultTenant, call.request,
+                             {reinterpret_cast<float*>(payload->data()), call.output_bytes / 4});
+  if (!attended.ok()) payload->clear();
+  return attended;
 }
 
 }  // namespace sketchkv

@@ -34,7 +34,8 @@ struct AttentionCall {
     std::function<bool()> cancelled);
 
 // Runs Attend and puts the answer into `payload`, or into the client's segment and leaves `payload`
-// empty. CANCELLED when the client took that back: what is in it is no answer.
+// empty. CANCELLED when the client took that back: nothing is written from then on, and what was is
+// no answer. Empties `payload` after an error.
 [[nodiscard]] absl::Status RunAttend(const ServiceContext& service, const AttentionCall& call,
                                      std::string* payload);
 

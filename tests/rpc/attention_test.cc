@@ -244,7 +244,7 @@ TEST(AttentionRpcTest, LongScoresComeInSeveralChunksThatJoin) {
 }
 
 TEST(AttentionRpcTest, WhatTheEngineMakesForAnAnswerIsAdmitted) {
-  RpcFixture f({.inflight_bytes = 50000});
+  RpcFixture f({.inflight_bytes = 35000});
   const auto model = f.Register("m", "qjl");
   f.PutOk("m", 1, 0, RandomPart(*model, {}, 16, 1));
   v1::AttentionRequest request;
@@ -255,16 +255,16 @@ TEST(AttentionRpcTest, WhatTheEngineMakesForAnAnswerIsAdmitted) {
   item->set_tip(HashBytes(1));
   item->set_num_query_tokens(1);
   request.mutable_queries()->resize(128 * 32 * sizeof(float));  // 16,384 bytes
-  const std::string needed = std::to_string(2 * 2 * (3 * 64 * (16 + 2) * 4 + 256));
+  const std::string needed = std::to_string(2 * 2 * (2 * 64 * (16 + 2) * 4 + 256));
   grpc::ClientContext attend_call, score_call, stream_call;
   v1::AttendResponse response;
   ExpectCall(f.attention->Attend(&attend_call, request, &response),
-             grpc::StatusCode::RESOURCE_EXHAUSTED, {needed, "50000"});
+             grpc::StatusCode::RESOURCE_EXHAUSTED, {needed, "35000"});
   std::vector<v1::AttendResponse> responses;
   const auto stream = f.attention->AttendStream(&stream_call);
   ASSERT_TRUE(RpcFixture::Exchange(stream.get(), {request}, &responses).ok());
   ASSERT_EQ(responses.size(), 1);
-  ExpectItem(responses[0].status(), grpc::StatusCode::RESOURCE_EXHAUSTED, {needed, "50000"});
+  ExpectItem(responses[0].status(), grpc::StatusCode::RESOURCE_EXHAUSTED, {needed, "35000"});
   const auto scores =
       f.attention->Score(&score_call, request);  // 3 * 128 * 16 * 4 bytes and a little: fits
   v1::ScoreResponse score;

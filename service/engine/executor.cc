@@ -82,7 +82,7 @@ void ThreadExecutor::ParallelFor(size_t count, const std::function<void(size_t)>
     loops_.push_back(loop);
   }
   // As many as there are other indices; the rest would find nothing left.
-  for (size_t i = 1; i < std::min(count, num_threads_); ++i) wake_.NotifyOne();
+  for (size_t i = 0; i < std::min(count - 1, num_threads_); ++i) wake_.NotifyOne();
   loop->Run();
   {
     MutexLock lock(&mu_);

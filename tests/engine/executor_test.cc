@@ -221,13 +221,17 @@ TEST(ExecutorTest, ParallelForCallsEachIndexOnceAlsoFromSeveralTasksAtOnce) {
 
 TEST(ExecutorTest, ParallelForUsesIdleThreads) {
   FakeClock clock;
-  ThreadExecutor executor(2, 10, &clock);
-  // Both bodies wait for each other: one thread alone would never end.
-  Gate first, second;
-  executor.ParallelFor(2, [&](size_t i) {
-    (i == 0 ? first : second).Open();
-    (i == 0 ? second : first).Wait();
-  });
+  for (const size_t threads : {1, 2, 3}) {
+    ThreadExecutor executor(threads, 10, &clock);
+    // All bodies wait for the last: with one thread too few they would never end. This thread is
+    // one.
+    std::atomic<size_t> begun{0};
+    Gate all;
+    executor.ParallelFor(threads + 1, [&](size_t) {
+      if (++begun == threads + 1) all.Open();
+      all.Wait();
+    });
+  }
 }
 
 TEST(ExecutorTest, RunEveryCallsUntilStop) {

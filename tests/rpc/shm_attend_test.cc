@@ -249,8 +249,8 @@ TEST(ShmAttendTest, QueriesWrittenToAfterTheyWereReadDoNotCount) {
   v1::AttendResponse travelled;
   ASSERT_TRUE(f.Attend(SharedAttend::Request(), &travelled).ok());
   const v1::AttentionRequest request = f.Shared();
-  SKETCHKV_ASSERT_OK_AND_ASSIGN(
-      const auto call, ParseAttentionCall(f.context, request, TimePoint::max(), nullptr));
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto call,
+                                ParseAttentionCall(f.context, request, TimePoint::max(), nullptr));
   const std::vector<float> nans(kQueryBytes / sizeof(float), std::nanf(""));
   std::memcpy(f.At(kQueriesAt), nans.data(), kQueryBytes);
   std::string payload;

@@ -113,6 +113,8 @@ void ThreadExecutor::Work() {
         }
         Queue(std::chrono::steady_clock::now());
       }
+      // Others may wait for no particular time, while this one's task takes long.
+      if (!delayed_.empty()) wake_.NotifyOne();
       // A loop under way first: somebody waits for it, and the queue's order is kept.
       if (!loops_.empty()) {
         loop = loops_.front();

@@ -34,7 +34,7 @@ absl::Status CopyQueries(const ServiceContext& service, const v1::AttentionReque
   }
   SKETCHKV_ASSIGN_OR_RETURN(call->queries_hold, service.inflight->Acquire(bytes));
   call->queries.resize(bytes / sizeof(float));
-  std::memcpy(call->queries.data(), shared.bytes.data(), bytes);
+  if (bytes > 0) std::memcpy(call->queries.data(), shared.bytes.data(), bytes);
   call->request.queries = call->queries;
   return shared.CheckGuard();
 }
@@ -100,7 +100,7 @@ absl::Status RunAttend(const ServiceContext& service, const AttentionCall& call,
   absl::Status attended =
       service.engine->Attend(kDefaultTenant, call.request,
                              {reinterpret_cast<float*>(payload->data()), call.output_bytes / 4});
-  if (!attended.ok()) payload->clear();
+  if (!attended.ok()) std::string().swap(*payload);  // clear() would keep the memory
   return attended;
 }
 

@@ -125,6 +125,27 @@ TEST(SharedSegmentTest, TheGuardChangesWhenBytesAreTakenBackAndWhenTheyAreFreed)
               StatusIs(absl::StatusCode::kUnavailable, {"another server"}));
 }
 
+// Its server may still write where an unanswered item's bytes were: they must not become another's,
+// also of those who hold the segment, or wait for room in it.
+TEST(SharedSegmentTest, ARetiredSegmentGivesNoMemory) {
+  SegmentTable table({.client_bytes = kMiB, .total_bytes = kMiB});
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto listener, SegmentListener::Start(SocketPath(), &table));
+  const std::string server(listener->server().begin(), listener->server().end());
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto segment,
+                                client::SharedSegment::Open(listener->path(), kMiB, server));
+  const auto later = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  auto unanswered = segment->AllocateTemporary(kMiB - 64, later);
+  ASSERT_NE(unanswered, nullptr);
+  std::unique_ptr<client::SharedSegment::Region> waited;
+  std::thread waiter([&] { waited = segment->AllocateTemporary(1000, later); });
+  segment->Retire();
+  unanswered = nullptr;
+  waiter.join();
+  EXPECT_EQ(waited, nullptr);
+  EXPECT_EQ(segment->Allocate(1), nullptr);
+  EXPECT_EQ(segment->AllocateTemporary(1, later), nullptr);
+}
+
 TEST(ClientShmTest, SharedMemoryIsFoundUsedAndGivesWhatGrpcGives) {
   ServerProcess server({"--shm-socket", SocketPath()});
   const auto shared = Connect(server.target());

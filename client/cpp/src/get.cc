@@ -67,6 +67,7 @@ class GetItem final : public StreamItem<v1::GetRequest, v1::GetResponse> {
       result_.payload = payload_.Release();
       return absl::OkStatus();
     }
+    if (result_.num_tokens == 0) return absl::InternalError("the server's answer has no part");
     const auto bytes = region_->bytes().first(result_.payload_bytes);
     if (part_.into.empty()) {
       ReservePayload(bytes.size(), &result_.payload);

@@ -35,7 +35,8 @@ std::shared_ptr<SharedSegment> SegmentSource::Holding(std::span<const std::byte>
   return held ? segment_ : nullptr;
 }
 
-void SegmentSource::Retire(const SharedSegment* segment) {
+void SegmentSource::Retire(SharedSegment* segment) {
+  segment->Retire();                       // for those who have it already
   std::shared_ptr<SharedSegment> retired;  // goes after the lock
   MutexLock lock(&mu_);
   if (segment_.get() == segment) retired = std::move(segment_);

@@ -19,8 +19,8 @@ class SegmentSource {
   [[nodiscard]] std::shared_ptr<SharedSegment> Get(TimePoint deadline);
   // The segment if these bytes lie in it; opens none.
   [[nodiscard]] std::shared_ptr<SharedSegment> Holding(std::span<const std::byte> bytes);
-  // The server may still write to `segment`: it is not handed out again.
-  void Retire(const SharedSegment* segment);
+  // The server may still write to `segment`: neither it nor memory of it is handed out again.
+  void Retire(SharedSegment* segment);
 
  private:
   [[nodiscard]] std::shared_ptr<SharedSegment> Open(TimePoint deadline);

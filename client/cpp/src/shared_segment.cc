@@ -125,7 +125,7 @@ bool SharedSegment::alive() const {
 }
 
 std::unique_ptr<SharedSegment::Region> SharedSegment::TryAllocate(uint64_t bytes, bool temporary) {
-  if (bytes > memory_.size() - kGuardBytes) return nullptr;
+  if (retired_ || bytes > memory_.size() - kGuardBytes) return nullptr;
   const std::optional<uint64_t> offset = regions_.Allocate(kGuardBytes + bytes);
   if (!offset) return nullptr;
   SetGuard(*offset);
@@ -146,9 +146,15 @@ std::unique_ptr<SharedSegment::Region> SharedSegment::AllocateTemporary(uint64_t
   while (true) {
     std::unique_ptr<Region> region = TryAllocate(bytes, /*temporary=*/true);
     // Where nothing is on its way, waiting would be for the caller's own buffers.
-    if (region != nullptr || num_temporary_ == 0) return region;
+    if (region != nullptr || num_temporary_ == 0 || retired_) return region;
     if (!freed_.WaitUntil(&mu_, deadline)) return nullptr;
   }
+}
+
+void SharedSegment::Retire() {
+  MutexLock lock(&mu_);
+  retired_ = true;
+  freed_.NotifyAll();
 }
 
 void SharedSegment::SetGuard(uint64_t region) {

@@ -52,6 +52,10 @@ class SharedSegment : public std::enable_shared_from_this<SharedSegment> {
   // For one item on its way. Waits until `deadline` for room that other such items take.
   [[nodiscard]] std::unique_ptr<Region> AllocateTemporary(uint64_t bytes, TimePoint deadline);
 
+  // The server may still write to one of its regions: no memory of it is given out from now on. To
+  // be called before that region is freed.
+  void Retire();
+
   // How a message names these bytes; none: they lie in no region.
   [[nodiscard]] std::optional<v1::SegmentRef> Find(std::span<const std::byte> bytes);
   // These bytes, which lie in a region, may be written from now on whatever the server reads.
@@ -73,6 +77,7 @@ class SharedSegment : public std::enable_shared_from_this<SharedSegment> {
   CondVar freed_;
   RegionAllocator regions_ SKETCHKV_GUARDED_BY(mu_);
   size_t num_temporary_ SKETCHKV_GUARDED_BY(mu_) = 0;
+  bool retired_ SKETCHKV_GUARDED_BY(mu_) = false;
   uint64_t next_guard_ SKETCHKV_GUARDED_BY(mu_);
 };
 

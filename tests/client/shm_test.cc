@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -35,6 +37,8 @@ std::unique_ptr<Client> Connect(const std::string& target, uint64_t shared_bytes
   EXPECT_THAT(client, IsOk());
   return *std::move(client);
 }
+
+TimePoint Soon() { return std::chrono::steady_clock::now() + std::chrono::seconds(30); }
 
 // 1 MiB a block in bf16.
 CacheLayout Layout() {
@@ -102,8 +106,8 @@ TEST(SharedSegmentTest, TheGuardChangesWhenBytesAreTakenBackAndWhenTheyAreFreed)
   SegmentTable table({.client_bytes = kMiB, .total_bytes = kMiB});
   SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto listener, SegmentListener::Start(SocketPath(), &table));
   const std::string server(listener->server().begin(), listener->server().end());
-  SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto segment,
-                                client::SharedSegment::Open(listener->path(), kMiB, server));
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(
+      const auto segment, client::SharedSegment::Open(listener->path(), kMiB, server, Soon()));
   std::unique_ptr<client::SharedSegment::Region> region = segment->Allocate(1000);
   const std::span<std::byte> bytes = region->bytes().subspan(8, 100);
   const v1::SegmentRef ref = *segment->Find(bytes);
@@ -121,7 +125,7 @@ TEST(SharedSegmentTest, TheGuardChangesWhenBytesAreTakenBackAndWhenTheyAreFreed)
   region = nullptr;
   EXPECT_NE(seen->Load(again.guard_offset()).value(), again.guard());
   EXPECT_FALSE(segment->Find(bytes).has_value());
-  EXPECT_THAT(client::SharedSegment::Open(listener->path(), kMiB, std::string(16, 'x')),
+  EXPECT_THAT(client::SharedSegment::Open(listener->path(), kMiB, std::string(16, 'x'), Soon()),
               StatusIs(absl::StatusCode::kUnavailable, {"another server"}));
 }
 
@@ -131,8 +135,8 @@ TEST(SharedSegmentTest, ARetiredSegmentGivesNoMemory) {
   SegmentTable table({.client_bytes = kMiB, .total_bytes = kMiB});
   SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto listener, SegmentListener::Start(SocketPath(), &table));
   const std::string server(listener->server().begin(), listener->server().end());
-  SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto segment,
-                                client::SharedSegment::Open(listener->path(), kMiB, server));
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(
+      const auto segment, client::SharedSegment::Open(listener->path(), kMiB, server, Soon()));
   const auto later = std::chrono::steady_clock::now() + std::chrono::seconds(60);
   auto unanswered = segment->AllocateTemporary(kMiB - 64, later);
   ASSERT_NE(unanswered, nullptr);
@@ -144,6 +148,23 @@ TEST(SharedSegmentTest, ARetiredSegmentGivesNoMemory) {
   EXPECT_EQ(waited, nullptr);
   EXPECT_EQ(segment->Allocate(1), nullptr);
   EXPECT_EQ(segment->AllocateTemporary(1, later), nullptr);
+}
+
+TEST(SharedSegmentTest, AListenerThatDoesNotAnswerCostsNoMoreThanTheDeadline) {
+  const std::string path = SocketPath("mute");
+  const int listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+  sockaddr_un address = {};
+  address.sun_family = AF_UNIX;
+  std::memcpy(address.sun_path, path.data(), path.size());
+  ASSERT_EQ(bind(listener, reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
+  ASSERT_EQ(listen(listener, 1), 0);
+  const auto begin = std::chrono::steady_clock::now();
+  EXPECT_THAT(client::SharedSegment::Open(path, kMiB, std::string(16, 'x'),
+                                          begin + std::chrono::milliseconds(50)),
+              StatusIs(absl::StatusCode::kUnavailable, {"no answer"}));
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(4));
+  close(listener);
+  unlink(path.c_str());
 }
 
 TEST(ClientShmTest, SharedMemoryIsFoundUsedAndGivesWhatGrpcGives) {

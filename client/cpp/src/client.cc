@@ -166,12 +166,12 @@ absl::StatusOr<std::vector<HeadTableSpec>> Client::GetTables(const std::string& 
 }
 
 Transport Client::transport() {
-  const bool shared = impl_->segments->Get(impl_->core->DeadlineFromNow()) != nullptr;
+  const bool shared = impl_->segments->Await(impl_->core->DeadlineFromNow()) != nullptr;
   return shared ? Transport::kSharedMemory : Transport::kGrpc;
 }
 
 absl::StatusOr<SharedBuffer> Client::AllocateShared(size_t bytes) {
-  const auto segment = impl_->segments->Get(impl_->core->DeadlineFromNow());
+  const auto segment = impl_->segments->Await(impl_->core->DeadlineFromNow());
   if (segment == nullptr) {
     return absl::UnavailableError(
         "no memory is shared with the server: it shares none, or is on "

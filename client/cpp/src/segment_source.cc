@@ -18,15 +18,31 @@ constexpr std::chrono::seconds kAskTime{1};
 
 std::shared_ptr<SharedSegment> SegmentSource::Get(TimePoint deadline) {
   if (core_->options().shared_memory_bytes == 0) return nullptr;
-  MutexLock lock(&mu_);
-  if (segment_ != nullptr && segment_->alive()) return segment_;
-  segment_ = nullptr;
   const TimePoint now = std::chrono::steady_clock::now();
-  if (now < retry_at_) return nullptr;
-  // Under the lock: whoever comes meanwhile wants the same segment.
-  segment_ = Open(std::min(deadline, now + kAskTime));
-  if (segment_ == nullptr) retry_at_ = now + kRetryAfter;
+  {
+    MutexLock lock(&mu_);
+    if (segment_ != nullptr && segment_->alive()) return segment_;
+    segment_ = nullptr;
+    if (opening_ || now < retry_at_) return nullptr;
+    opening_ = true;
+  }
+  std::shared_ptr<SharedSegment> opened = Open(deadline);
+  MutexLock lock(&mu_);
+  opening_ = false;
+  if (opened == nullptr) retry_at_ = now + kRetryAfter;
+  segment_ = std::move(opened);
+  opened_.NotifyAll();
   return segment_;
+}
+
+std::shared_ptr<SharedSegment> SegmentSource::Await(TimePoint deadline) {
+  {
+    MutexLock lock(&mu_);
+    while (opening_) {
+      if (!opened_.WaitUntil(&mu_, deadline)) return nullptr;
+    }
+  }
+  return Get(deadline);
 }
 
 std::shared_ptr<SharedSegment> SegmentSource::Holding(std::span<const std::byte> bytes) {
@@ -44,12 +60,13 @@ void SegmentSource::Retire(SharedSegment* segment) {
 
 std::shared_ptr<SharedSegment> SegmentSource::Open(TimePoint deadline) {
   v1::GetStatsResponse stats;
-  Call call(core_, deadline);
+  Call call(core_, std::min(deadline, std::chrono::steady_clock::now() + kAskTime));
   if (!core_->cache().GetStats(call.context(), {}, &stats).ok()) return nullptr;
   if (stats.shm_socket().empty()) return nullptr;
   const std::string& own = core_->options().shm_socket;
-  auto segment = SharedSegment::Open(own.empty() ? stats.shm_socket() : own,
-                                     core_->options().shared_memory_bytes, stats.shm_server());
+  auto segment =
+      SharedSegment::Open(own.empty() ? stats.shm_socket() : own,
+                          core_->options().shared_memory_bytes, stats.shm_server(), deadline);
   return segment.ok() ? *std::move(segment) : nullptr;
 }
 

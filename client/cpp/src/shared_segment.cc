@@ -24,7 +24,7 @@ namespace {
 
 constexpr uint64_t kGuardBytes = RegionAllocator::kAlignment;
 // The server's thread makes the segment's pages before it answers.
-constexpr int kAnswerMs = 5'000;
+constexpr std::chrono::milliseconds kAnswerTime{5'000};
 // How long a payload waits for room that others are about to free before it travels: what is in
 // their way may be a buffer that its owner keeps.
 constexpr std::chrono::milliseconds kPatience{100};
@@ -33,11 +33,25 @@ absl::Status SystemError(absl::string_view what, const std::string& path) {
   return absl::UnavailableError(absl::StrCat(what, " ", path, ": ", std::strerror(errno)));
 }
 
+// What is left for an answer.
+std::chrono::milliseconds TimeLeft(TimePoint deadline) {
+  const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(
+      deadline - std::chrono::steady_clock::now());
+  return std::clamp(left, std::chrono::milliseconds(0), kAnswerTime);
+}
+
+// A listener that takes no connections blocks for so long.
+void LimitConnect(int socket_fd, std::chrono::milliseconds time) {
+  const timeval limit = {.tv_sec = time.count() / 1000,
+                         .tv_usec = std::max<int64_t>(1, time.count() % 1000 * 1000)};
+  (void)setsockopt(socket_fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
+}
+
 // The server's answer and the descriptor that came with it (-1: none).
-bool Receive(int socket_fd, SegmentGrant* grant, int* fd) {
+bool Receive(int socket_fd, TimePoint deadline, SegmentGrant* grant, int* fd) {
   *fd = -1;
   pollfd polled = {socket_fd, POLLIN, 0};
-  if (poll(&polled, 1, kAnswerMs) != 1) return false;
+  if (poll(&polled, 1, static_cast<int>(TimeLeft(deadline).count())) != 1) return false;
   iovec part = {grant, sizeof(*grant)};
   msghdr message = {};
   message.msg_iov = &part;
@@ -57,7 +71,8 @@ bool Receive(int socket_fd, SegmentGrant* grant, int* fd) {
 
 absl::StatusOr<std::shared_ptr<SharedSegment>> SharedSegment::Open(const std::string& path,
                                                                    uint64_t bytes,
-                                                                   const std::string& server) {
+                                                                   const std::string& server,
+                                                                   TimePoint deadline) {
   sockaddr_un address = {};
   address.sun_family = AF_UNIX;
   if (path.empty() || path.size() >= sizeof(address.sun_path)) {
@@ -68,6 +83,7 @@ absl::StatusOr<std::shared_ptr<SharedSegment>> SharedSegment::Open(const std::st
   const int socket_fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
   if (socket_fd < 0) return SystemError("no socket for", path);
   absl::Cleanup close_socket = [socket_fd] { close(socket_fd); };
+  LimitConnect(socket_fd, TimeLeft(deadline));
   if (connect(socket_fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
     return SystemError("cannot connect to", path);
   }
@@ -78,7 +94,7 @@ absl::StatusOr<std::shared_ptr<SharedSegment>> SharedSegment::Open(const std::st
   }
   SegmentGrant grant;
   int fd = -1;
-  const bool answered = Receive(socket_fd, &grant, &fd);
+  const bool answered = Receive(socket_fd, deadline, &grant, &fd);
   const absl::Cleanup close_fd = [fd] {
     if (fd >= 0) close(fd);
   };

@@ -21,10 +21,10 @@ namespace sketchkv::client {
 // back: a server that still reads then does not store what it read.
 class SharedSegment : public std::enable_shared_from_this<SharedSegment> {
  public:
-  // Of the server with this id, else UNAVAILABLE; so too when nobody listens at `path`. Other codes
-  // are the server's.
+  // Of the server with this id, else UNAVAILABLE; so too when nobody listens at `path`, or answers
+  // until `deadline`. Other codes are the server's.
   [[nodiscard]] static absl::StatusOr<std::shared_ptr<SharedSegment>> Open(
-      const std::string& path, uint64_t bytes, const std::string& server);
+      const std::string& path, uint64_t bytes, const std::string& server, TimePoint deadline);
   ~SharedSegment();
   SharedSegment(const SharedSegment&) = delete;
   SharedSegment& operator=(const SharedSegment&) = delete;

@@ -7,7 +7,7 @@ namespace sketchkv::cuda {
 
 constexpr float kLn2 = 0.69314718055994531f;
 
-// A query's share of a block's or a chunk's result: outputs are sums, not divided by `sum`.
+// A query's share of a warp's or a thread block's result: outputs are sums, not divided by `sum`.
 struct Partial {
   float max[kMaxQueries];
   float sum[kMaxQueries];

@@ -30,7 +30,7 @@ struct TokenRange {
 };
 
 // Deals out the steps of a launch over `ranges`, at most kMaxSequences: sets what `chain` says of
-// them. `most`: thread blocks that the card runs at a time. At most 2^32 steps in all.
+// them. `most`: thread blocks that the card runs at a time, at least 1. At most 2^32 steps in all.
 void Schedule(std::span<const TokenRange> ranges, uint32_t num_kv_heads, uint32_t most,
               ChainArgs* chain);
 

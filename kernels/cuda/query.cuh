@@ -51,7 +51,7 @@ __device__ inline float SumOfWarp(float x) {
   return x;
 }
 
-// A chunk's queries while they are made into integers.
+// A segment's queries while they are made into integers.
 template <KeyKind kKeys>
 struct alignas(16) QueryRoom {
   static constexpr uint32_t kRows = kKeys == KeyKind::kSigns ? 2 * kDim : kDim;

@@ -1,0 +1,111 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/codec.h"
+#include "service/engine/model_registry.h"
+#include "service/engine/part.h"
+#include "service/pool/block_pool.h"
+
+namespace sketchkv {
+
+// Where numbers of a call lie.
+enum class Place : uint8_t { kHost, kGpu };
+
+// What names an allocation of another process on the same card: the bytes of a cudaIpcMemHandle_t.
+using GpuIpcHandle = std::array<uint8_t, 64>;
+
+// Blocks in the gpu tier, in the order of their tokens: all but the last are full.
+struct GpuBlocks {
+  std::vector<const std::byte*> slots;
+  // Of slots that stay the same for several calls: whoever has this owner may keep their table on
+  // the card. Null: for this call only.
+  std::shared_ptr<const void> owner;
+};
+
+// Queries of some heads of one layer over one run of blocks.
+struct GpuQuery {
+  std::shared_ptr<const Model> model;
+  uint32_t layer = 0;
+  uint32_t head_begin = 0;
+  uint32_t head_count = 0;
+  uint32_t num_query_tokens = 0;
+  uint32_t queries_per_kv_head = 0;
+  std::shared_ptr<const GpuBlocks> blocks;
+  uint32_t token_begin = 0;  // counted from the first of `blocks`
+  uint32_t token_end = 0;
+  // [num_query_tokens][head_count * queries_per_kv_head][head_dim]
+  const float* queries = nullptr;
+};
+
+// As a request's answer: rows as its queries'.
+struct GpuAttention {
+  GpuQuery query;
+  AttentionOptions options;
+  float* out = nullptr;  // [rows][value_dim], normalised
+  float* lse = nullptr;  // [rows]
+};
+
+struct GpuScores {
+  GpuQuery query;
+  float* scores = nullptr;  // [rows][stride], on the host, without the softmax scale
+  size_t stride = 0;
+};
+
+// Raw rows of a part on the card, and its cells in a slot there.
+struct GpuPart {
+  std::shared_ptr<const Model> model;
+  PartLayout layout;  // counts resolved
+  std::span<const WriteHandle::Cell> cells;
+  std::byte* slot = nullptr;  // whole, on the card
+  // [cells]: the seed of each cell's checksum, and the checksum (CellChecksummer).
+  std::span<const uint64_t> seeds;
+  std::span<uint32_t> checksums;
+};
+
+// What a card does for the engine: it holds the gpu tier and works on blocks where they lie there.
+// Calls wait until the card is done. Thread-safe. UNAVAILABLE: the card has failed, for good;
+// whatever was in its memory is lost.
+class Gpu {
+ public:
+  virtual ~Gpu() = default;
+
+  // Memory for the gpu tier, taken when the card was opened.
+  [[nodiscard]] virtual std::vector<std::span<std::byte>> TierMemory() const = 0;
+  // Whether blocks of this model may lie on the card; makes what it needs there, once.
+  [[nodiscard]] virtual bool Takes(const std::shared_ptr<const Model>& model) = 0;
+
+  [[nodiscard]] virtual absl::Status CopyToHost(std::span<const std::byte> from, std::byte* to) = 0;
+  [[nodiscard]] virtual absl::Status CopyToGpu(std::span<const std::byte> from, std::byte* to) = 0;
+
+  // Queries and answers lie at `place`. Those of the same layer, from any caller, are answered
+  // together. INVALID_ARGUMENT: a query on the card is not finite.
+  [[nodiscard]] virtual absl::Status Attend(std::span<const GpuAttention> jobs, Place place) = 0;
+  [[nodiscard]] virtual absl::Status Score(std::span<const GpuScores> jobs) = 0;
+
+  // Encodes the cells of raw rows at `payload`, which lie at `place`, into part.slot.
+  // INVALID_ARGUMENT naming layer, head, token and channel for NaN or Inf.
+  [[nodiscard]] virtual absl::Status Encode(const GpuPart& part, Place place,
+                                            const std::byte* payload) = 0;
+  // Decodes cells to a raw payload of part.layout.range in `dtype` on the card and makes their
+  // checksums.
+  [[nodiscard]] virtual absl::Status Decode(const GpuPart& part, DType dtype,
+                                            std::byte* payload) = 0;
+
+  // The memory of another process, opened once and kept while somebody holds it, and a while after.
+  // INVALID_ARGUMENT when the card does not know it.
+  [[nodiscard]] virtual absl::StatusOr<std::shared_ptr<std::byte>> OpenShared(
+      const GpuIpcHandle& handle) = 0;
+
+  // Asks the card. OK until it has failed.
+  [[nodiscard]] virtual absl::Status Check() = 0;
+};
+
+}  // namespace sketchkv

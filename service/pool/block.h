@@ -74,9 +74,12 @@ struct BlockShape {
 // A sealed block as a pin shows it. Valid as long as the pin.
 struct BlockView {
   const BlockKey* key = nullptr;
-  std::span<const std::byte> bytes;             // [slot_bytes]
-  std::span<const uint32_t> cell_checksums;     // [num_layers * num_heads]
+  std::span<const std::byte> bytes;          // [slot_bytes]
+  std::span<const uint32_t> cell_checksums;  // [num_layers * num_heads]
   uint32_t num_tokens = 0;
+  std::byte* gpu = nullptr;  // the same bytes on the GPU; null: none
+  // Some of `bytes` were never written: those on the GPU are the block. As it was when pinned.
+  bool host_stale = false;
 };
 
 }  // namespace sketchkv

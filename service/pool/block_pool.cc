@@ -22,8 +22,7 @@ absl::Status NotFound(const BlockKey& key) {
 }
 
 absl::Status LeaseNotFound(uint64_t id) {
-  return absl::NotFoundError(
-      absl::StrFormat("lease_id %d is unknown, released or expired", id));
+  return absl::NotFoundError(absl::StrFormat("lease_id %d is unknown, released or expired", id));
 }
 
 absl::Status CheckTtl(std::chrono::milliseconds ttl) {
@@ -34,8 +33,8 @@ absl::Status CheckTtl(std::chrono::milliseconds ttl) {
 
 }  // namespace
 
-BlockPool::BlockPool(const Options& options, const Clock* clock)
-    : state_(std::make_unique<PoolState>(options, clock)) {}
+BlockPool::BlockPool(const Options& options, const Clock* clock, std::unique_ptr<Tier> gpu)
+    : state_(std::make_unique<PoolState>(options, clock, std::move(gpu))) {}
 
 BlockPool::~BlockPool() {
   // Leases hold pins, and those end by taking the mutex.
@@ -104,17 +103,17 @@ absl::StatusOr<BlockPool::Lease> BlockPool::AcquireLease(const BlockKey& tip,
   const size_t slot_bytes = state_->table.Bytes(chain.front()).size();
   const size_t leased = state_->leases.LeasedBytesWith(chain, slot_bytes);
   if (leased > limit) {
-    return absl::ResourceExhaustedError(absl::StrFormat(
-        "leases would pin %d bytes, at most %d of budget_bytes %d may be leased", leased, limit,
-        options.budget_bytes));
+    return absl::ResourceExhaustedError(
+        absl::StrFormat("leases would pin %d bytes, at most %d of budget_bytes %d may be leased",
+                        leased, limit, options.budget_bytes));
   }
   if (state_->leases.num_entries() + chain.size() > kMaxLeaseEntries) {
-    return absl::ResourceExhaustedError(absl::StrFormat(
-        "leases would hold %d blocks, the same ones counted again, of at most %d",
-        state_->leases.num_entries() + chain.size(), kMaxLeaseEntries));
+    return absl::ResourceExhaustedError(
+        absl::StrFormat("leases would hold %d blocks, the same ones counted again, of at most %d",
+                        state_->leases.num_entries() + chain.size(), kMaxLeaseEntries));
   }
-  LeaseTable::Lease lease{tip.tenant, now + granted.ttl, state_->table.NextTick(), chain,
-                          slot_bytes, nullptr};
+  LeaseTable::Lease lease{tip.tenant, now + granted.ttl, state_->table.NextTick(),
+                          chain,      slot_bytes,        nullptr};
   lease.chain = std::make_shared<const ReadPins>(state_->Pin(std::move(chain)));
   return Lease{state_->leases.Add(std::move(lease)), granted.ttl};
 }
@@ -206,6 +205,15 @@ BlockPool::Stats BlockPool::GetStats() const {
   stats.expired_total = state_->expired_total;
   stats.deleted_total = state_->deleted_total;
   stats.discarded_total = state_->discarded_total;
+  stats.gpu_budget_bytes = table.gpu.tier.budget_bytes;
+  stats.gpu_page_bytes = table.gpu.tier.page_bytes;
+  stats.gpu_used_bytes = table.gpu.tier.used_bytes;
+  stats.gpu_blocks = table.gpu.blocks;
+  stats.stale_blocks = table.gpu.stale_blocks;
+  stats.promoted_total = table.gpu.promoted_total;
+  stats.demoted_total = table.gpu.demoted_total;
+  stats.gpu_fallback_total = table.gpu_fallback_total;
+  stats.gpu_lost_total = state_->gpu_lost_total;
   return stats;
 }
 

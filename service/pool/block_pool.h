@@ -14,70 +14,12 @@
 #include "kernels/base/clock.h"
 #include "service/pool/block.h"
 #include "service/pool/event_log.h"
+#include "service/pool/handles.h"
+#include "service/pool/tier.h"
 
 namespace sketchkv {
 
-class BlockPool;
 class PoolState;
-
-// Claim on some cells of a block that is being written. Movable; an uncommitted claim gives its
-// cells back when it is destroyed, and a block that is left with no cell at all disappears.
-class WriteHandle {
- public:
-  WriteHandle(WriteHandle&&) noexcept;
-  WriteHandle& operator=(WriteHandle&&) noexcept;
-  ~WriteHandle();
-
-  // The whole slot [slot_bytes]. Only the claimed cells may be written, only before Commit.
-  [[nodiscard]] std::span<std::byte> slot() const;
-
-  struct Cell {
-    uint32_t layer = 0;
-    uint32_t head = 0;
-  };
-  // The cells to write: those of the range that nobody wrote before. Empty: all were there.
-  [[nodiscard]] std::span<const Cell> claimed() const;
-
-  struct CommitResult {
-    bool sealed = false;  // all cells of the block are there now
-  };
-  // Publishes the claimed cells with one checksum each, in the order of claimed(). A block deleted
-  // meanwhile stays deleted: NOT_FOUND.
-  [[nodiscard]] absl::StatusOr<CommitResult> Commit(std::span<const uint32_t> checksums);
-
- private:
-  friend class PoolState;
-  struct Claim;
-  explicit WriteHandle(std::unique_ptr<Claim> claim);
-
-  std::unique_ptr<Claim> claim_;  // null only after a move
-};
-
-// Pins on sealed blocks, root first where they are a chain. Movable; destroying it unpins. The
-// bytes stay in place and unchanged while pinned, even after a delete.
-class ReadPins {
- public:
-  ReadPins();
-  ReadPins(ReadPins&&) noexcept;
-  ReadPins& operator=(ReadPins&&) noexcept;
-  ~ReadPins();
-
-  [[nodiscard]] size_t size() const;
-  [[nodiscard]] BlockView operator[](size_t i) const;
-  // The bytes of each block; looks at nothing else of it.
-  [[nodiscard]] std::span<const std::span<const std::byte>> bytes() const;
-  // Tokens before each block, and of all at last: [size() + 1]. Made at the first call and kept, so
-  // that a decode loop over a lease does not visit thousands of blocks for every layer.
-  // Thread-safe.
-  [[nodiscard]] std::span<const uint64_t> token_begin() const;
-
- private:
-  friend class PoolState;
-  struct Pinned;
-  explicit ReadPins(std::unique_ptr<Pinned> pinned);
-
-  std::unique_ptr<Pinned> pinned_;  // null: no pin
-};
 
 // The bytes and keys of all blocks: index, slots, pins, leases, eviction. Knows neither codec nor
 // protocol. Thread-safe; no lock is held while bytes are written, read or copied.
@@ -95,8 +37,8 @@ class BlockPool {
     std::chrono::milliseconds max_lease_ttl{600000};
     size_t event_capacity = 65536;
   };
-  // `clock` outlives the pool.
-  BlockPool(const Options& options, const Clock* clock);
+  // `clock` outlives the pool. `gpu` holds the second slots of blocks; null: there is no GPU.
+  BlockPool(const Options& options, const Clock* clock, std::unique_ptr<Tier> gpu = nullptr);
   ~BlockPool();  // all handles, pins and leases are gone
 
   struct ReserveRequest {
@@ -105,6 +47,7 @@ class BlockPool {
     uint32_t num_tokens = 0;          // 1..block_tokens
     BlockShape shape;
     CellRange range;
+    bool want_gpu = false;  // a new block gets a slot on the GPU too, if there is room
   };
   // Claims the cells of `range` that are not there yet, making the block and its slot if needed and
   // evicting for it. Errors, none of which changes anything:
@@ -177,6 +120,16 @@ class BlockPool {
     uint64_t expired_total = 0;
     uint64_t deleted_total = 0;
     uint64_t discarded_total = 0;  // integrity failures
+
+    size_t gpu_budget_bytes = 0;  // this and the next four are 0 without a GPU, or once closed
+    size_t gpu_page_bytes = 0;
+    size_t gpu_used_bytes = 0;
+    uint64_t gpu_blocks = 0;    // with a slot there too
+    uint64_t stale_blocks = 0;  // whose host bytes are still to be written
+    uint64_t promoted_total = 0;
+    uint64_t demoted_total = 0;       // lost their copy to make room for another
+    uint64_t gpu_fallback_total = 0;  // wanted a copy when they were put, and got none
+    uint64_t gpu_lost_total = 0;      // dropped by CloseGpu
   };
   [[nodiscard]] Stats GetStats() const;
   [[nodiscard]] size_t budget_bytes() const;

@@ -14,8 +14,8 @@ BlockKey ParentKey(const BlockPool::ReserveRequest& request) {
 
 }  // namespace
 
-BlockTable::BlockTable(std::unique_ptr<Tier> tier, EventLog* events)
-    : tier_(std::move(tier)), events_(events) {}
+BlockTable::BlockTable(std::unique_ptr<Tier> host, std::unique_ptr<Tier> gpu, EventLog* events)
+    : tier_(std::move(host)), events_(events), copies_(std::move(gpu)) {}
 
 BlockTable::~BlockTable() = default;
 
@@ -53,13 +53,14 @@ absl::StatusOr<Entry*> BlockTable::Create(const BlockPool::ReserveRequest& reque
   // Making room must not take the parent: the chain is in use at its tip.
   Entry* parent = request.parent.has_value() ? FindBlock(ParentKey(request)) : nullptr;
   if (parent != nullptr) AddRef(parent);
-  const absl::Status room = MakeRoom(request.shape.slot_bytes);
+  const absl::StatusOr<SlotId> slot = TakeSlot(request.shape.slot_bytes);
+  std::optional<SlotId> gpu_slot;
+  if (slot.ok() && request.want_gpu) gpu_slot = copies_.TakeSlot(request.shape.slot_bytes);
   if (parent != nullptr) DropRef(parent);
-  SKETCHKV_RETURN_IF_ERROR(room);
-  SKETCHKV_ASSIGN_OR_RETURN(const SlotId slot, tier_->Allocate(request.shape.slot_bytes));
+  SKETCHKV_RETURN_IF_ERROR(slot.status());
 
   Entry* const entry = index_.FindOrAddGhost(request.key);
-  entry->slot = slot;
+  entry->slot = *slot;
   entry->cells = CellTable::Make(request.shape, request.num_tokens);
   entry->last_use = lru_.NextTick();
   if (request.parent.has_value()) {
@@ -69,6 +70,11 @@ absl::StatusOr<Entry*> BlockTable::Create(const BlockPool::ReserveRequest& reque
   unsealed_[entry].state.assign(entry->cells->num_cells(), UnsealedCells::kEmpty);
   ++stats_.blocks;
   AddRef(entry);
+  if (gpu_slot.has_value()) {
+    copies_.Attach(entry, *gpu_slot);
+  } else if (request.want_gpu) {
+    ++stats_.gpu_fallback_total;
+  }
   return entry;
 }
 
@@ -101,6 +107,7 @@ void BlockTable::AddRef(Entry* entry) {
   ++pages_[entry->slot.page].num_referenced;
   stats_.pinned_bytes += Bytes(entry).size();
   UpdateEvictable(entry);
+  copies_.Update(entry);
 }
 
 void BlockTable::DropRef(Entry* entry) {
@@ -120,10 +127,12 @@ void BlockTable::DropRef(Entry* entry) {
     return;
   }
   UpdateEvictable(entry);
+  copies_.Update(entry);
 }
 
 void BlockTable::Touch(Entry* entry, uint64_t tick) {
   if (tick <= entry->last_use) return;
+  copies_.Untrack(entry);
   if (entry->tracked) {
     const size_t slot_bytes = Bytes(entry).size();
     lru_.Untrack(slot_bytes, entry);
@@ -132,6 +141,7 @@ void BlockTable::Touch(Entry* entry, uint64_t tick) {
   } else {
     entry->last_use = tick;
   }
+  copies_.Update(entry);
 }
 
 void BlockTable::Announce(Entry* entry) {
@@ -170,6 +180,7 @@ void BlockTable::Hide(const std::vector<Entry*>& subtree) {
 BlockTable::Stats BlockTable::GetStats() const {
   Stats stats = stats_;
   stats.tier = tier_->GetStats();
+  stats.gpu = copies_.GetStats();
   return stats;
 }
 
@@ -200,6 +211,7 @@ void BlockTable::ReleaseSlot(Entry* entry) {
   Page& page = pages_[entry->slot.page];
   page.owners[entry->slot.slot] = nullptr;
   if (--page.num_used == 0) std::vector<Entry*>().swap(page.owners);
+  copies_.Free(entry);
   tier_->Free(entry->slot);
   entry->slot = SlotId();
   entry->cells.reset();
@@ -215,6 +227,7 @@ void BlockTable::Detach(Entry* entry, BlockEventType event) {
   if (entry->sealed) --stats_.sealed_blocks;
   if (!entry->sealed) unsealed_.erase(entry);
 
+  copies_.Leave(entry);
   Entry* const parent = entry->parent;
   BlockIndex::Unlink(entry);
   if (parent != nullptr) Settle(parent);

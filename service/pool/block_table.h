@@ -14,6 +14,7 @@
 #include "service/pool/block_pool.h"
 #include "service/pool/entry.h"
 #include "service/pool/event_log.h"
+#include "service/pool/gpu_copies.h"
 #include "service/pool/lru.h"
 #include "service/pool/tier.h"
 
@@ -34,10 +35,12 @@ struct UnsealedCells {
 // and no sealed child. Every change of one of these ends in UpdateEvictable.
 class BlockTable {
  public:
-  BlockTable(std::unique_ptr<Tier> tier, EventLog* events);
+  // `gpu`: null where there is none.
+  BlockTable(std::unique_ptr<Tier> host, std::unique_ptr<Tier> gpu, EventLog* events);
   ~BlockTable();
 
   [[nodiscard]] const BlockIndex& index() const { return index_; }
+  [[nodiscard]] GpuCopies& copies() { return copies_; }
   // Block, not ghost; null when there is none.
   [[nodiscard]] Entry* FindBlock(const BlockKey& key) const;
   // Null for a sealed or hidden block.
@@ -49,8 +52,9 @@ class BlockTable {
     return tier_->View(entry->slot);
   }
 
-  // A new unsealed block with a slot and one reference; evicts for it. There is no block of this
-  // key, and the request is valid. RESOURCE_EXHAUSTED and FAILED_PRECONDITION as Reserve.
+  // A new unsealed block with a slot, or two, and one reference; makes room for them. There is no
+  // block of this key, and the request is valid. RESOURCE_EXHAUSTED and FAILED_PRECONDITION as
+  // Reserve.
   [[nodiscard]] absl::StatusOr<Entry*> Create(const BlockPool::ReserveRequest& request);
 
   void AddRef(Entry* entry);
@@ -83,6 +87,8 @@ class BlockTable {
     uint64_t blocks = 0;
     uint64_t sealed_blocks = 0;
     uint64_t evicted_total = 0;
+    uint64_t gpu_fallback_total = 0;
+    GpuCopies::Stats gpu;
   };
   [[nodiscard]] Stats GetStats() const;
 
@@ -117,6 +123,7 @@ class BlockTable {
   void Settle(Entry* entry);
 
   // In block_table_room.cc.
+  [[nodiscard]] absl::StatusOr<SlotId> TakeSlot(size_t slot_bytes);
   [[nodiscard]] absl::Status MakeRoom(size_t slot_bytes);
   [[nodiscard]] bool FreePagesOfOthers(size_t slot_bytes);
   [[nodiscard]] std::vector<PagePlan> PlanPages(size_t slot_bytes, size_t needed_bytes) const;
@@ -129,7 +136,8 @@ class BlockTable {
   Lru lru_;
   std::vector<Page> pages_;  // by page number of the tier
   absl::flat_hash_map<Entry*, UnsealedCells> unsealed_;
-  Stats stats_;  // all but `tier`
+  GpuCopies copies_;
+  Stats stats_;  // all but `tier` and `gpu`
 };
 
 }  // namespace sketchkv

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_format.h"
+#include "kernels/base/status_macros.h"
 #include "service/pool/block_table.h"
 
 namespace sketchkv {
@@ -17,14 +18,17 @@ constexpr size_t kPlannedBytesPerBlock = 1024;  // a larger need may look at mor
 
 }  // namespace
 
+absl::StatusOr<SlotId> BlockTable::TakeSlot(size_t slot_bytes) {
+  SKETCHKV_RETURN_IF_ERROR(MakeRoom(slot_bytes));
+  return tier_->Allocate(slot_bytes);
+}
+
 absl::Status BlockTable::MakeRoom(size_t slot_bytes) {
   const Tier::Stats tier = tier_->GetStats();
-  const size_t page_bytes = slot_bytes > tier.budget_bytes ? slot_bytes
-                                                           : tier_->PageBytes(slot_bytes);
-  if (page_bytes > tier.budget_bytes) {
-    return absl::ResourceExhaustedError(
-        absl::StrFormat("slot_bytes %d needs a page of %d bytes, more than budget_bytes %d",
-                        slot_bytes, page_bytes, tier.budget_bytes));
+  if (!tier_->CanHold(slot_bytes)) {
+    return absl::ResourceExhaustedError(absl::StrFormat(
+        "slot_bytes %d, in whole pages of 4096 bytes, are more than budget_bytes %d", slot_bytes,
+        tier.budget_bytes));
   }
   if (tier_->HasRoom(slot_bytes)) return absl::OkStatus();
 

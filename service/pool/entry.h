@@ -26,10 +26,9 @@ struct CellTable {
   static Ptr Make(const BlockShape& shape, uint32_t num_tokens) {
     const size_t num_cells = size_t{shape.num_layers} * shape.num_heads;
     void* const memory = ::operator new(sizeof(CellTable) + num_cells * sizeof(uint32_t));
-    Ptr cells(new (memory) CellTable{static_cast<uint16_t>(shape.num_layers),
-                                     static_cast<uint16_t>(shape.num_heads),
-                                     static_cast<uint16_t>(shape.block_tokens),
-                                     static_cast<uint16_t>(num_tokens)});
+    Ptr cells(new (memory) CellTable{
+        static_cast<uint16_t>(shape.num_layers), static_cast<uint16_t>(shape.num_heads),
+        static_cast<uint16_t>(shape.block_tokens), static_cast<uint16_t>(num_tokens)});
     new (cells->first_checksum()) uint32_t[num_cells]{};
     return cells;
   }
@@ -56,15 +55,19 @@ struct Entry {
   Entry* prev_sibling = nullptr;
   uint64_t last_use = 0;  // a tick of Lru
   SlotId slot;
-  CellTable::Ptr cells;          // null: a ghost
-  uint32_t refs = 0;             // pins and write handles
+  CellTable::Ptr cells;         // null: a ghost
+  uint32_t refs : 28 = 0;       // pins and handles
+  uint32_t on_gpu : 1 = 0;      // has a second slot: these four are of GpuCopies
+  uint32_t host_stale : 1 = 0;  // cells were written to that slot alone
+  uint32_t child_on_gpu : 1 = 0;
+  uint32_t copy_tracked : 1 = 0;
   uint32_t sealed_children : 26 = 0;
-  uint32_t sealed : 1 = 0;       // all cells are there
-  uint32_t found : 1 = 0;        // sealed, and so are all ancestors
-  uint32_t hidden : 1 = 0;       // deleted: out of the index, alive until refs == 0
-  uint32_t damaged : 1 = 0;      // hidden because it, or an ancestor, turned out wrong
-  uint32_t announced : 1 = 0;    // kStored was appended
-  uint32_t tracked : 1 = 0;      // in the Lru
+  uint32_t sealed : 1 = 0;     // all cells are there
+  uint32_t found : 1 = 0;      // sealed, and so are all ancestors
+  uint32_t hidden : 1 = 0;     // deleted: out of the index, alive until refs == 0
+  uint32_t damaged : 1 = 0;    // hidden because it, or an ancestor, turned out wrong
+  uint32_t announced : 1 = 0;  // kStored was appended
+  uint32_t tracked : 1 = 0;    // in the Lru
 
   [[nodiscard]] bool is_ghost() const { return cells == nullptr; }
   [[nodiscard]] std::optional<BlockHash> parent_hash() const {

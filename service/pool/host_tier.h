@@ -24,6 +24,9 @@ class HostTier final : public Tier {
   [[nodiscard]] size_t PageBytes(size_t slot_bytes) const override {
     return slabs_.PageBytes(slot_bytes);
   }
+  [[nodiscard]] bool CanHold(size_t slot_bytes) const override {
+    return slot_bytes <= slabs_.budget_bytes() && PageBytes(slot_bytes) <= slabs_.budget_bytes();
+  }
   [[nodiscard]] bool HasRoom(size_t slot_bytes) const override {
     return slabs_.HasRoom(slot_bytes);
   }

@@ -9,11 +9,12 @@
 
 namespace sketchkv {
 
-PoolState::PoolState(const BlockPool::Options& pool_options, const Clock* pool_clock)
+PoolState::PoolState(const BlockPool::Options& pool_options, const Clock* pool_clock,
+                     std::unique_ptr<Tier> gpu)
     : options(pool_options),
       clock(pool_clock),
       events(pool_options.event_capacity),
-      table(std::make_unique<HostTier>(pool_options.budget_bytes), &events) {}
+      table(std::make_unique<HostTier>(pool_options.budget_bytes), std::move(gpu), &events) {}
 
 Entry* PoolState::FindFound(const BlockKey& key) const {
   Entry* const entry = table.FindBlock(key);
@@ -47,9 +48,13 @@ ReadPins PoolState::Hold(std::vector<Entry*> blocks) {
   auto pinned = std::make_unique<ReadPins::Pinned>();
   pinned->pool = this;
   pinned->bytes.reserve(blocks.size());
+  pinned->gpu.reserve(blocks.size());
+  pinned->host_stale.reserve(blocks.size());
   for (Entry* entry : blocks) {
     table.AddRef(entry);
     pinned->bytes.push_back(table.Bytes(entry));
+    pinned->gpu.push_back(table.copies().View(entry).data());
+    pinned->host_stale.push_back(entry->host_stale != 0);
   }
   pinned->blocks = std::move(blocks);
   return ReadPins(std::move(pinned));
@@ -98,12 +103,19 @@ size_t ReadPins::size() const { return pinned_ == nullptr ? 0 : pinned_->blocks.
 
 BlockView ReadPins::operator[](size_t i) const {
   const Entry* const entry = pinned_->blocks[i];
-  return {&entry->key, pinned_->bytes[i], entry->cells->checksums(), entry->cells->num_tokens};
+  return {
+      &entry->key,     pinned_->bytes[i],     entry->cells->checksums(), entry->cells->num_tokens,
+      pinned_->gpu[i], pinned_->host_stale[i]};
 }
 
 std::span<const std::span<const std::byte>> ReadPins::bytes() const {
   if (pinned_ == nullptr) return {};
   return pinned_->bytes;
+}
+
+std::span<std::byte* const> ReadPins::gpu() const {
+  if (pinned_ == nullptr) return {};
+  return pinned_->gpu;
 }
 
 std::span<const uint64_t> ReadPins::token_begin() const {

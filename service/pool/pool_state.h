@@ -20,13 +20,13 @@ namespace sketchkv {
 // the event log's own; the tier has no lock, since it is called under mu alone.
 class PoolState {
  public:
-  PoolState(const BlockPool::Options& options, const Clock* clock);
+  PoolState(const BlockPool::Options& options, const Clock* clock, std::unique_ptr<Tier> gpu);
 
   // Claims and pins come to life under the mutex and end by taking it: none may be destroyed while
   // it is held.
   [[nodiscard]] absl::StatusOr<WriteHandle> Reserve(const BlockPool::ReserveRequest& request);
   [[nodiscard]] absl::StatusOr<WriteHandle::CommitResult> Commit(
-      WriteHandle::Claim* claim, std::span<const uint32_t> checksums);
+      WriteHandle::Claim* claim, std::span<const uint32_t> checksums, HostBytes host);
   void EndClaim(WriteHandle::Claim* claim);
   void Unpin(const std::vector<Entry*>& blocks);
 
@@ -55,6 +55,7 @@ class PoolState {
   uint64_t expired_total SKETCHKV_GUARDED_BY(mu) = 0;
   uint64_t deleted_total SKETCHKV_GUARDED_BY(mu) = 0;
   uint64_t discarded_total SKETCHKV_GUARDED_BY(mu) = 0;
+  uint64_t gpu_lost_total SKETCHKV_GUARDED_BY(mu) = 0;
 
  private:
   [[nodiscard]] absl::Status CheckStored(const BlockPool::ReserveRequest& request, Entry* entry)
@@ -65,6 +66,7 @@ struct WriteHandle::Claim {
   PoolState* pool = nullptr;
   Entry* entry = nullptr;
   std::span<std::byte> slot;
+  std::span<std::byte> gpu_slot;  // empty: none
   std::vector<Cell> cells;
   bool committed = false;
 };
@@ -73,6 +75,8 @@ struct ReadPins::Pinned {
   PoolState* pool = nullptr;
   std::vector<Entry*> blocks;
   std::vector<std::span<const std::byte>> bytes;
+  std::vector<std::byte*> gpu;  // null: none
+  std::vector<bool> host_stale;
   std::once_flag counted;
   std::vector<uint64_t> token_begin;  // after `counted`
 };

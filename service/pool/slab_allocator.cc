@@ -26,7 +26,7 @@ size_t SlabAllocator::PageBytes(size_t slot_bytes) const {
 }
 
 bool SlabAllocator::HasRoom(size_t slot_bytes) const {
-  return partial_.contains(slot_bytes) || PageBytes(slot_bytes) <= budget_bytes_ - page_bytes_;
+  return HasFreeSlot(slot_bytes) || PageBytes(slot_bytes) <= budget_bytes_ - page_bytes_;
 }
 
 std::optional<SlabAllocator::Allocation> SlabAllocator::Allocate(size_t slot_bytes) {

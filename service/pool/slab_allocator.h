@@ -30,12 +30,15 @@ class SlabAllocator {
   explicit SlabAllocator(size_t budget_bytes);
 
   // Size of a page of this class: about 8 MiB, more where a slot or a large budget needs it, less
-  // where the budget is small; a multiple of 4 KiB that wastes less than a slot and less than 4 KiB.
-  // `slot_bytes` is a positive multiple of 64, at most 2^62.
+  // where the budget is small; a multiple of 4 KiB that wastes less than a slot and less than 4
+  // KiB. `slot_bytes` is a positive multiple of 64, at most 2^62.
   [[nodiscard]] size_t PageBytes(size_t slot_bytes) const;
 
   // True when Allocate would succeed: a free slot in a page of the class, or budget for a page.
   [[nodiscard]] bool HasRoom(size_t slot_bytes) const;
+
+  // True when Allocate would take no new page.
+  [[nodiscard]] bool HasFreeSlot(size_t slot_bytes) const { return partial_.contains(slot_bytes); }
 
   struct Allocation {
     SlotId id;
@@ -58,7 +61,7 @@ class SlabAllocator {
     size_t slot_bytes = 0;  // 0: this number stands for no page now
     uint32_t num_slots = 0;
     uint32_t used = 0;
-    uint32_t first_word = 0;          // no word of `taken` before this one has a free bit
+    uint32_t first_word = 0;      // no word of `taken` before this one has a free bit
     std::vector<uint64_t> taken;  // [ceil(num_slots / 64)], one bit a slot
   };
 

@@ -17,6 +17,8 @@ class Tier {
 
   // Size of the page that a slot of this size lives in; pages are what the budget is spent on.
   [[nodiscard]] virtual size_t PageBytes(size_t slot_bytes) const = 0;
+  // False: not even when all of it is free.
+  [[nodiscard]] virtual bool CanHold(size_t slot_bytes) const = 0;
   // False: the budget has no room for a slot of this size until others are freed.
   [[nodiscard]] virtual bool HasRoom(size_t slot_bytes) const = 0;
   // RESOURCE_EXHAUSTED when there is no room, or the system has no memory left. The bytes are

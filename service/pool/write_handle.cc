@@ -24,9 +24,9 @@ absl::Status CheckShape(const BlockShape& shape) {
   SKETCHKV_RETURN_IF_ERROR(CheckDimension("shape.num_heads", shape.num_heads));
   SKETCHKV_RETURN_IF_ERROR(CheckDimension("shape.block_tokens", shape.block_tokens));
   if (shape.slot_bytes % SlabAllocator::kSlotAlignment != 0) {
-    return absl::InvalidArgumentError(absl::StrFormat("shape.slot_bytes: %d, must be a multiple of %d",
-                                                      shape.slot_bytes,
-                                                      SlabAllocator::kSlotAlignment));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("shape.slot_bytes: %d, must be a multiple of %d", shape.slot_bytes,
+                        SlabAllocator::kSlotAlignment));
   }
   const size_t least = SlabAllocator::kSlotAlignment * shape.num_layers * shape.num_heads;
   if (shape.slot_bytes < least) {
@@ -39,9 +39,8 @@ absl::Status CheckShape(const BlockShape& shape) {
 
 absl::Status CheckInterval(const char* field, uint32_t begin, uint32_t count, uint32_t limit) {
   if (count >= 1 && uint64_t{begin} + count <= limit) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrFormat("range.%s: [%d, %d + %d) is empty or outside [0, %d)", field, begin, begin,
-                      count, limit));
+  return absl::InvalidArgumentError(absl::StrFormat(
+      "range.%s: [%d, %d + %d) is empty or outside [0, %d)", field, begin, begin, count, limit));
 }
 
 absl::Status CheckRequest(const BlockPool::ReserveRequest& request) {
@@ -53,16 +52,16 @@ absl::Status CheckRequest(const BlockPool::ReserveRequest& request) {
   SKETCHKV_RETURN_IF_ERROR(
       CheckInterval("heads", range.head_begin, range.head_count, shape.num_heads));
   if (request.num_tokens < 1 || request.num_tokens > shape.block_tokens) {
-    return absl::InvalidArgumentError(absl::StrFormat("num_tokens: %d, must be 1 to block_tokens %d",
-                                                      request.num_tokens, shape.block_tokens));
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "num_tokens: %d, must be 1 to block_tokens %d", request.num_tokens, shape.block_tokens));
   }
   if (request.key.hash.bytes().empty()) {
     return absl::InvalidArgumentError(absl::StrFormat("block_hash: 0 bytes, must be %d to %d",
                                                       BlockHash::kMinBytes, BlockHash::kMaxBytes));
   }
   if (request.parent == request.key.hash) {
-    return absl::InvalidArgumentError(absl::StrFormat("parent_hash: block %s names itself",
-                                                      request.key.hash.ToHex()));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("parent_hash: block %s names itself", request.key.hash.ToHex()));
   }
   return absl::OkStatus();
 }
@@ -113,6 +112,7 @@ absl::StatusOr<WriteHandle> PoolState::Reserve(const BlockPool::ReserveRequest& 
   claim->pool = this;
   claim->entry = entry;
   claim->slot = table.Bytes(entry);
+  claim->gpu_slot = table.copies().View(entry);
   claim->cells = std::move(wanted);
   return WriteHandle(std::move(claim));
 }
@@ -145,20 +145,25 @@ absl::Status PoolState::CheckStored(const BlockPool::ReserveRequest& request, En
   if (unsealed == nullptr) return absl::OkStatus();
   for (const WriteHandle::Cell& cell : CellsOf(request.range)) {
     if (unsealed->state[CellNumber(entry, cell)] != UnsealedCells::kWriting) continue;
-    return absl::AbortedError(absl::StrFormat(
-        "block %s: layer %d, head %d is being written by another put: try again", hash, cell.layer,
-        cell.head));
+    return absl::AbortedError(
+        absl::StrFormat("block %s: layer %d, head %d is being written by another put: try again",
+                        hash, cell.layer, cell.head));
   }
   return absl::OkStatus();
 }
 
 absl::StatusOr<WriteHandle::CommitResult> PoolState::Commit(WriteHandle::Claim* claim,
-                                                            std::span<const uint32_t> checksums) {
+                                                            std::span<const uint32_t> checksums,
+                                                            HostBytes host) {
   if (checksums.size() != claim->cells.size()) {
     return absl::InvalidArgumentError(absl::StrFormat("checksums: %d for %d claimed cells",
                                                       checksums.size(), claim->cells.size()));
   }
   Entry* const entry = claim->entry;
+  if (host == HostBytes::kStale && claim->gpu_slot.empty()) {
+    return absl::FailedPreconditionError(absl::StrFormat(
+        "block %s has no slot on the GPU, so its host bytes cannot wait", entry->key.hash.ToHex()));
+  }
   MutexLock lock(&mu);
   if (entry->hidden) {
     return absl::NotFoundError(
@@ -167,6 +172,10 @@ absl::StatusOr<WriteHandle::CommitResult> PoolState::Commit(WriteHandle::Claim* 
   if (claim->committed) {
     return absl::FailedPreconditionError(
         absl::StrFormat("block %s: the claim is committed already", entry->key.hash.ToHex()));
+  }
+  if (host == HostBytes::kStale && !entry->on_gpu) {
+    return absl::UnavailableError(absl::StrFormat("block %s: the GPU was lost while it was written",
+                                                  entry->key.hash.ToHex()));
   }
   claim->committed = true;
   if (claim->cells.empty()) return WriteHandle::CommitResult{.sealed = entry->sealed != 0};
@@ -179,6 +188,7 @@ absl::StatusOr<WriteHandle::CommitResult> PoolState::Commit(WriteHandle::Claim* 
   }
   cells->num_present += checksums.size();
   cells->last_part = clock->Now();
+  if (host == HostBytes::kStale) table.copies().MarkStale(entry);
   table.Announce(entry);
   table.Touch(entry, table.NextTick());
   const bool sealed = cells->num_present == cells->state.size();
@@ -211,10 +221,12 @@ WriteHandle::~WriteHandle() {
 }
 
 std::span<std::byte> WriteHandle::slot() const { return claim_->slot; }
+std::span<std::byte> WriteHandle::gpu_slot() const { return claim_->gpu_slot; }
 std::span<const WriteHandle::Cell> WriteHandle::claimed() const { return claim_->cells; }
 
-absl::StatusOr<WriteHandle::CommitResult> WriteHandle::Commit(std::span<const uint32_t> checksums) {
-  return claim_->pool->Commit(claim_.get(), checksums);
+absl::StatusOr<WriteHandle::CommitResult> WriteHandle::Commit(std::span<const uint32_t> checksums,
+                                                              HostBytes host) {
+  return claim_->pool->Commit(claim_.get(), checksums, host);
 }
 
 }  // namespace sketchkv

@@ -3,7 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <optional>
@@ -95,6 +98,36 @@ inline absl::Status Put(BlockPool& pool, uint64_t number, std::optional<uint64_t
 inline bool Found(BlockPool& pool, uint64_t number, uint8_t model = 0) {
   return pool.Pin(KeyOf(number, model)).ok();
 }
+
+// Memory that stands for a GPU's: poisoned, so that bytes nobody wrote are seen. The pool is given
+// addresses and must not touch them.
+class FakeGpuMemory {
+ public:
+  static constexpr std::byte kPoison{0xA5};
+
+  explicit FakeGpuMemory(const std::vector<size_t>& chunk_bytes) {
+    for (const size_t bytes : chunk_bytes) {
+      auto* const chunk = static_cast<std::byte*>(std::aligned_alloc(4096, bytes));
+      std::memset(chunk, static_cast<int>(kPoison), bytes);
+      chunks_.emplace_back(chunk, bytes);
+    }
+  }
+  ~FakeGpuMemory() {
+    for (const auto chunk : chunks_) std::free(chunk.data());
+  }
+  FakeGpuMemory(const FakeGpuMemory&) = delete;
+  FakeGpuMemory& operator=(const FakeGpuMemory&) = delete;
+
+  [[nodiscard]] const std::vector<std::span<std::byte>>& chunks() const { return chunks_; }
+  [[nodiscard]] bool Contains(const std::byte* at) const {
+    return std::ranges::any_of(chunks_, [at](const std::span<std::byte> chunk) {
+      return at >= chunk.data() && at < chunk.data() + chunk.size();
+    });
+  }
+
+ private:
+  std::vector<std::span<std::byte>> chunks_;
+};
 
 // A pool of 64 slots of 4 KiB, two a page.
 class PoolTest : public ::testing::Test {

@@ -1,0 +1,194 @@
+// The second slots of blocks: who has one, who loses it, and what pins show of it.
+
+#include "service/pool/arena_tier.h"
+#include "tests/pool/pool_fixture.h"
+
+namespace sketchkv {
+namespace {
+
+using ::testing::Each;
+using ::testing::IsEmpty;
+using ::testing::SizeIs;
+using Code = absl::StatusCode;
+
+// Eight slots of 4 KiB on the GPU, one a page, beside 64 in the host tier.
+class GpuCopiesTest : public PoolTest {
+ protected:
+  static constexpr size_t kGpuSlots = 8;
+
+  GpuCopiesTest() : memory_({kGpuSlots * kSlot}) {
+    BlockPool::Options options;
+    options.budget_bytes = kBudget;
+    options.high_watermark = 1.0;
+    pool_ = std::make_unique<BlockPool>(options, &clock_,
+                                        std::make_unique<ArenaTier>(memory_.chunks()));
+  }
+  [[nodiscard]] static BlockPool::ReserveRequest GpuRequest(
+      uint64_t number, std::optional<uint64_t> parent = std::nullopt, size_t slot_bytes = kSlot,
+      uint8_t model = 0) {
+    BlockPool::ReserveRequest request = RequestFor(number, parent, slot_bytes, model);
+    request.want_gpu = true;
+    return request;
+  }
+  void PutGpuChain(uint64_t begin, uint64_t end, std::optional<uint64_t> parent = std::nullopt) {
+    for (uint64_t number = begin; number < end; ++number) {
+      SKETCHKV_ASSERT_OK(PutRequest(*pool_, GpuRequest(number, parent)));
+      parent = number;
+    }
+  }
+  // Which of begin, begin + 1, ..., end - 1 have a copy. No use.
+  [[nodiscard]] std::vector<uint64_t> Copies(uint64_t begin, uint64_t end, uint8_t model = 0) {
+    std::vector<uint64_t> copies;
+    uint64_t cursor = 0;
+    const ReadPins all = pool_->PinNext(&cursor, 1000);
+    for (uint64_t number = begin; number < end; ++number) {
+      for (size_t i = 0; i < all.size(); ++i) {
+        if (*all[i].key == KeyOf(number, model) && all[i].gpu != nullptr) copies.push_back(number);
+      }
+    }
+    return copies;
+  }
+
+  FakeGpuMemory memory_;
+};
+
+TEST_F(GpuCopiesTest, ABlockThatWantsTheGpuGetsASecondSlotThatPinsShow) {
+  SKETCHKV_ASSERT_OK(Put(*pool_, 0, std::nullopt));
+  std::byte* address = nullptr;
+  {
+    SKETCHKV_ASSERT_OK_AND_ASSIGN(WriteHandle handle, pool_->Reserve(GpuRequest(1, 0)));
+    ASSERT_THAT(handle.gpu_slot(), SizeIs(kSlot));
+    address = handle.gpu_slot().data();
+    EXPECT_TRUE(memory_.Contains(address));
+    SKETCHKV_ASSERT_OK(handle.Commit(FillClaimed(handle, KeyOf(1))));
+  }
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const ReadPins chain, pool_->PinChain(KeyOf(1)));
+  EXPECT_EQ(chain[0].gpu, nullptr);
+  EXPECT_EQ(chain[1].gpu, address);
+  EXPECT_FALSE(chain[1].host_stale);
+  EXPECT_TRUE(HoldsPattern(chain[1]));
+  EXPECT_THAT(chain.gpu(), ::testing::ElementsAre(nullptr, address));
+  const BlockPool::Stats stats = pool_->GetStats();
+  EXPECT_EQ(stats.gpu_budget_bytes, kGpuSlots * kSlot);
+  EXPECT_EQ(stats.gpu_page_bytes, kSlot);
+  EXPECT_EQ(stats.gpu_used_bytes, kSlot);
+  EXPECT_EQ(stats.gpu_blocks, 1u);
+  EXPECT_EQ(stats.used_bytes, 2 * kSlot);
+}
+
+TEST_F(GpuCopiesTest, WhoDoesNotWantTheGpuGetsNoSlotThere) {
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const WriteHandle handle,
+                                pool_->Reserve(RequestFor(1, std::nullopt)));
+  EXPECT_THAT(handle.gpu_slot(), IsEmpty());
+  EXPECT_EQ(pool_->GetStats().gpu_fallback_total, 0u);
+}
+
+TEST_F(GpuCopiesTest, AStoredBlockGetsNoSlotByASecondPut) {
+  auto request = GpuRequest(1);
+  request.range = {0, 1, 0, 2};
+  request.want_gpu = false;
+  SKETCHKV_ASSERT_OK(PutRequest(*pool_, request));
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const WriteHandle handle, pool_->Reserve(GpuRequest(1)));
+  EXPECT_THAT(handle.gpu_slot(), IsEmpty());
+}
+
+TEST_F(GpuCopiesTest, TheLeastRecentlyUsedCopyGoesForANewOne) {
+  for (uint64_t root = 0; root < 8; ++root) {
+    SKETCHKV_ASSERT_OK(PutRequest(*pool_, GpuRequest(root)));
+  }
+  EXPECT_TRUE(Found(*pool_, 0));
+  SKETCHKV_ASSERT_OK(PutRequest(*pool_, GpuRequest(8)));
+  EXPECT_THAT(Copies(0, 9), ::testing::ElementsAre(0, 2, 3, 4, 5, 6, 7, 8));
+  EXPECT_TRUE(Found(*pool_, 1)) << "only the copy went";
+  EXPECT_EQ(pool_->GetStats().demoted_total, 1u);
+  EXPECT_EQ(pool_->GetStats().evicted_total, 0u);
+}
+
+TEST_F(GpuCopiesTest, AChainLosesTheCopiesAtItsTipFirst) {
+  PutGpuChain(0, 6);
+  SKETCHKV_ASSERT_OK(pool_->PinChain(KeyOf(5)));  // one tick for all
+  for (uint64_t root = 10; root < 14; ++root) {
+    SKETCHKV_ASSERT_OK(PutRequest(*pool_, GpuRequest(root)));
+  }
+  EXPECT_THAT(Copies(0, 20), ::testing::ElementsAre(0, 1, 2, 3, 10, 11, 12, 13));
+}
+
+TEST_F(GpuCopiesTest, TheCopyOfTheParentOfABlockBeingPutStays) {
+  for (uint64_t root = 0; root < 8; ++root) {
+    SKETCHKV_ASSERT_OK(PutRequest(*pool_, GpuRequest(root)));
+  }
+  SKETCHKV_ASSERT_OK(PutRequest(*pool_, GpuRequest(8, 0)));
+  EXPECT_THAT(Copies(0, 9), ::testing::ElementsAre(0, 2, 3, 4, 5, 6, 7, 8));
+}
+
+TEST_F(GpuCopiesTest, APinnedBlockKeepsItsCopyAndTheNextPutFallsBackToTheHost) {
+  PutGpuChain(0, 8);
+  std::optional<ReadPins> pins = pool_->PinChain(KeyOf(7)).value();
+  const std::vector<std::byte*> shown(pins->gpu().begin(), pins->gpu().end());
+  SKETCHKV_ASSERT_OK(PutRequest(*pool_, GpuRequest(8, 7)));
+  EXPECT_THAT(Copies(8, 9), IsEmpty());
+  EXPECT_TRUE(Found(*pool_, 8));
+  EXPECT_EQ(pool_->GetStats().gpu_fallback_total, 1u);
+  EXPECT_EQ(pool_->GetStats().demoted_total, 0u);
+  EXPECT_EQ(shown, std::vector<std::byte*>(pins->gpu().begin(), pins->gpu().end()));
+  pins.reset();
+  SKETCHKV_ASSERT_OK(PutRequest(*pool_, GpuRequest(9)));
+  EXPECT_THAT(Copies(0, 10), ::testing::ElementsAre(0, 1, 2, 3, 4, 5, 6, 9));
+}
+
+TEST_F(GpuCopiesTest, ACopyOutlivesTheDeleteOfItsBlockAsLongAsThePin) {
+  PutGpuChain(0, 2);
+  std::optional<ReadPins> pins = pool_->PinChain(KeyOf(1)).value();
+  ASSERT_EQ(pool_->Delete(KeyOf(0)).value(), 2u);
+  EXPECT_EQ(pool_->GetStats().gpu_used_bytes, 2 * kSlot);
+  EXPECT_NE((*pins)[1].gpu, nullptr);
+  pins.reset();
+  EXPECT_EQ(pool_->GetStats().gpu_used_bytes, 0u);
+  EXPECT_EQ(pool_->GetStats().gpu_blocks, 0u);
+}
+
+TEST_F(GpuCopiesTest, EvictionDeleteAndExpiryFreeBothSlots) {
+  PutGpuChain(0, 2);
+  for (uint64_t root = 100; root < 164; ++root) SKETCHKV_ASSERT_OK(Put(*pool_, root, std::nullopt));
+  EXPECT_EQ(pool_->GetStats().gpu_used_bytes, 0u);
+  SKETCHKV_ASSERT_OK(PutRequest(*pool_, GpuRequest(1)));
+  SKETCHKV_ASSERT_OK(pool_->Delete(KeyOf(1)));
+  EXPECT_EQ(pool_->GetStats().gpu_used_bytes, 0u);
+  auto half = GpuRequest(2);
+  half.range = {0, 1, 0, 2};
+  SKETCHKV_ASSERT_OK(PutRequest(*pool_, half));
+  EXPECT_EQ(pool_->GetStats().gpu_used_bytes, kSlot);
+  clock_.Advance(std::chrono::seconds(31));
+  pool_->Expire();
+  EXPECT_EQ(pool_->GetStats().gpu_used_bytes, 0u);
+  { const WriteHandle dropped = pool_->Reserve(GpuRequest(3)).value(); }
+  EXPECT_EQ(pool_->GetStats().gpu_used_bytes, 0u);
+}
+
+TEST_F(GpuCopiesTest, ASlotLargerThanAnyChunkFallsBackAndDropsNobody) {
+  PutGpuChain(0, 8);
+  SKETCHKV_ASSERT_OK(PutRequest(*pool_, GpuRequest(0, std::nullopt, 9 * kSlot, 1)));
+  EXPECT_EQ(pool_->GetStats().gpu_blocks, 8u);
+  EXPECT_EQ(pool_->GetStats().gpu_fallback_total, 1u);
+}
+
+TEST_F(GpuCopiesTest, AnotherSizeClassGetsRoomFromTheColdestCopies) {
+  for (uint64_t root = 0; root < 8; ++root) {
+    SKETCHKV_ASSERT_OK(PutRequest(*pool_, GpuRequest(root)));
+  }
+  SKETCHKV_ASSERT_OK(PutRequest(*pool_, GpuRequest(0, std::nullopt, 2 * kSlot, 1)));
+  EXPECT_THAT(Copies(0, 8), ::testing::ElementsAre(2, 3, 4, 5, 6, 7));
+  EXPECT_THAT(Copies(0, 1, 1), ::testing::ElementsAre(0));
+}
+
+TEST_F(PoolTest, WithoutAGpuEveryWishFallsBack) {
+  auto request = RequestFor(1, std::nullopt);
+  request.want_gpu = true;
+  SKETCHKV_ASSERT_OK(PutRequest(*pool_, request));
+  const ReadPins pins = pool_->Pin(KeyOf(1)).value();
+  EXPECT_THAT(pins.gpu(), Each(nullptr));
+  EXPECT_EQ(pool_->GetStats().gpu_fallback_total, 1u);
+}
+
+}  // namespace
+}  // namespace sketchkv

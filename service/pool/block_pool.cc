@@ -112,8 +112,13 @@ absl::StatusOr<BlockPool::Lease> BlockPool::AcquireLease(const BlockKey& tip,
         absl::StrFormat("leases would hold %d blocks, the same ones counted again, of at most %d",
                         state_->leases.num_entries() + chain.size(), kMaxLeaseEntries));
   }
-  LeaseTable::Lease lease{tip.tenant, now + granted.ttl, state_->table.NextTick(),
-                          chain,      slot_bytes,        nullptr};
+  LeaseTable::Lease lease{.tenant = tip.tenant,
+                          .end = now + granted.ttl,
+                          .last_use = state_->table.NextTick(),
+                          .blocks = chain,
+                          .slot_bytes = slot_bytes,
+                          .pinned_at = now,
+                          .gpu_changes = state_->table.copies().changes()};
   lease.chain = std::make_shared<const ReadPins>(state_->Pin(std::move(chain)));
   return Lease{state_->leases.Add(std::move(lease)), granted.ttl};
 }
@@ -144,8 +149,10 @@ absl::Status BlockPool::ReleaseLease(uint32_t tenant, uint64_t id) {
 absl::StatusOr<std::shared_ptr<const ReadPins>> BlockPool::LeasedChain(uint32_t tenant,
                                                                        uint64_t id) {
   const TimePoint now = state_->clock->Now();
+  std::shared_ptr<const ReadPins> outdated;  // goes after the lock
   MutexLock lock(&state_->mu);
   LeaseTable::Lease* const lease = state_->leases.Find(tenant, id, now);
+  if (lease != nullptr) outdated = state_->RefreshChain(lease, now);
   // A damaged block takes its subtree along, and the tip is in it.
   if (lease == nullptr || lease->blocks.back()->damaged) return LeaseNotFound(id);
   lease->last_use = state_->table.NextTick();
@@ -172,9 +179,24 @@ void BlockPool::Discard(const BlockKey& key) {
   MutexLock lock(&state_->mu);
   Entry* const entry = state_->table.FindBlock(key);
   if (entry == nullptr) return;
-  for (Entry* below : BlockIndex::Subtree(entry)) below->damaged = true;
-  state_->HideSubtree(entry);
+  state_->DiscardSubtree(entry);
   ++state_->discarded_total;
+}
+
+std::vector<PromotionHandle> BlockPool::ReservePromotions(std::span<const BlockKey> keys) {
+  return state_->ReservePromotions(keys);
+}
+
+ReadPins BlockPool::PinStale(size_t limit) {
+  MutexLock lock(&state_->mu);
+  return state_->Hold(state_->table.copies().Stale(limit));
+}
+
+void BlockPool::MarkWritten(const ReadPins& stale, size_t i) { state_->MarkWritten(stale, i); }
+
+size_t BlockPool::CloseGpu() {
+  MutexLock lock(&state_->mu);
+  return state_->CloseGpu();
 }
 
 void BlockPool::Expire() {
@@ -184,6 +206,7 @@ void BlockPool::Expire() {
   ended = state_->leases.RemoveEnded(now);
   for (const LeaseTable::Lease& lease : ended) state_->TouchLeased(lease);
   state_->ExpireUnsealed(now);
+  state_->uses.Note(now, state_->table.last_tick());
   const auto watermark = static_cast<size_t>(state_->options.high_watermark *
                                              static_cast<double>(state_->options.budget_bytes));
   state_->table.Trim(watermark, kMaxTrimmedBlocks);

@@ -35,6 +35,9 @@ class BlockPool {
     double max_leased_fraction = 0.8;               // of the budget, pinned by leases
     std::chrono::milliseconds unsealed_ttl{30000};  // after the last part
     std::chrono::milliseconds max_lease_ttl{600000};
+    // A promotion takes the slots of copies that were not used for so long, and no others: where
+    // the blocks in use are more than the GPU holds, some stay there, instead of all going round.
+    std::chrono::milliseconds gpu_promote_idle{10000};
     size_t event_capacity = 65536;
   };
   // `clock` outlives the pool. `gpu` holds the second slots of blocks; null: there is no GPU.
@@ -90,6 +93,7 @@ class BlockPool {
                                                  std::chrono::milliseconds ttl);
   [[nodiscard]] absl::Status ReleaseLease(uint32_t tenant, uint64_t id);
   // The leased chain, root first; it stays pinned while the pointer lives, even past the lease.
+  // Copies on the GPU that were added later are shown within 50 ms; none is once it is closed.
   [[nodiscard]] absl::StatusOr<std::shared_ptr<const ReadPins>> LeasedChain(uint32_t tenant,
                                                                             uint64_t id);
 
@@ -106,6 +110,18 @@ class BlockPool {
   // leaves while more than high_watermark of the budget is in use, so that most puts find a free
   // slot and do not evict themselves. Called every second or so.
   void Expire();
+
+  // Takes slots on the GPU for those of these blocks that are sealed and have no copy there, nor
+  // are being promoted, as far as there is room or it can be made from idle copies.
+  [[nodiscard]] std::vector<PromotionHandle> ReservePromotions(std::span<const BlockKey> keys);
+  // Pins up to `limit` sealed blocks whose host bytes are stale. Does not count as use. They come
+  // again until MarkWritten says that all bytes of block `i` of these pins were written to bytes().
+  [[nodiscard]] ReadPins PinStale(size_t limit);
+  void MarkWritten(const ReadPins& stale, size_t i);
+  // The GPU failed: nothing has a copy from now on, and nothing gets one. Blocks with stale host
+  // bytes are lost: they go as by Discard, with their subtrees. Returns how many. Pins that show
+  // addresses on the GPU keep them; nobody else gets these.
+  size_t CloseGpu();
 
   struct Stats {
     size_t budget_bytes = 0;

@@ -62,6 +62,7 @@ class BlockTable {
   void DropRef(Entry* entry);
 
   uint64_t NextTick() { return lru_.NextTick(); }
+  [[nodiscard]] uint64_t last_tick() const { return lru_.last_tick(); }
   // A use at `tick`; an earlier one than the last changes nothing.
   void Touch(Entry* entry, uint64_t tick);
   // The first cell is there.

@@ -85,4 +85,29 @@ class ReadPins {
   std::unique_ptr<Pinned> pinned_;  // null: no pin
 };
 
+// A slot on the GPU for a stored block that has none there yet. Keeps the block pinned, which is no
+// use of it. Movable; without Commit the slot is given back when it is destroyed.
+class PromotionHandle {
+ public:
+  PromotionHandle(PromotionHandle&&) noexcept;
+  PromotionHandle& operator=(PromotionHandle&&) noexcept;
+  ~PromotionHandle();
+
+  [[nodiscard]] const BlockKey& key() const;
+  // What to copy [slot_bytes], and the addresses in the second tier where to.
+  [[nodiscard]] std::span<const std::byte> bytes() const;
+  [[nodiscard]] std::span<std::byte> gpu_slot() const;
+
+  // All bytes are there: pins from now on show them. False: the block was deleted or the GPU closed
+  // meanwhile, and the slot is given back. Ends the handle.
+  bool Commit();
+
+ private:
+  friend class PoolState;
+  struct Promotion;
+  explicit PromotionHandle(std::unique_ptr<Promotion> promotion);
+
+  std::unique_ptr<Promotion> promotion_;  // null after a move or Commit
+};
+
 }  // namespace sketchkv

@@ -19,10 +19,12 @@ class LeaseTable {
   struct Lease {
     uint32_t tenant = 0;
     TimePoint end;
-    uint64_t last_use = 0;  // a tick; given to the blocks when the lease ends, see README.md
+    uint64_t last_use = 0;       // a tick; given to the blocks when the lease ends, see README.md
     std::vector<Entry*> blocks;  // root first
     size_t slot_bytes = 0;       // of each: a chain is of one model
-    std::shared_ptr<const ReadPins> chain;  // pins `blocks`
+    std::shared_ptr<const ReadPins> chain = nullptr;  // pins `blocks`
+    TimePoint pinned_at;                              // when `chain` was made
+    uint64_t gpu_changes = 0;                         // GpuCopies::changes() then
   };
 
   // What leases would pin if these blocks were leased too.

@@ -20,6 +20,7 @@ class Lru {
  public:
   // A new, highest tick, for Entry::last_use.
   uint64_t NextTick() { return ++tick_; }
+  [[nodiscard]] uint64_t last_tick() const { return tick_; }
 
   // Entry::last_use must not change between the two.
   void Track(size_t slot_bytes, Entry* entry);

@@ -8,13 +8,20 @@
 #include "service/pool/host_tier.h"
 
 namespace sketchkv {
+namespace {
+
+// Between two times that a lease's chain is pinned anew: that walks over thousands of blocks.
+constexpr std::chrono::milliseconds kMinRefreshInterval{50};
+
+}  // namespace
 
 PoolState::PoolState(const BlockPool::Options& pool_options, const Clock* pool_clock,
                      std::unique_ptr<Tier> gpu)
     : options(pool_options),
       clock(pool_clock),
       events(pool_options.event_capacity),
-      table(std::make_unique<HostTier>(pool_options.budget_bytes), std::move(gpu), &events) {}
+      table(std::make_unique<HostTier>(pool_options.budget_bytes), std::move(gpu), &events),
+      uses(pool_options.gpu_promote_idle) {}
 
 Entry* PoolState::FindFound(const BlockKey& key) const {
   Entry* const entry = table.FindBlock(key);
@@ -55,6 +62,8 @@ ReadPins PoolState::Hold(std::vector<Entry*> blocks) {
     pinned->bytes.push_back(table.Bytes(entry));
     pinned->gpu.push_back(table.copies().View(entry).data());
     pinned->host_stale.push_back(entry->host_stale != 0);
+    pinned->any_on_gpu |= entry->on_gpu != 0;
+    pinned->all_on_both &= entry->on_gpu && !entry->host_stale;
   }
   pinned->blocks = std::move(blocks);
   return ReadPins(std::move(pinned));
@@ -63,6 +72,29 @@ ReadPins PoolState::Hold(std::vector<Entry*> blocks) {
 void PoolState::Unpin(const std::vector<Entry*>& blocks) {
   MutexLock lock(&mu);
   for (Entry* entry : blocks) table.DropRef(entry);
+}
+
+void PoolState::MarkWritten(const ReadPins& stale, size_t i) {
+  MutexLock lock(&mu);
+  table.copies().MarkWritten(stale.pinned_->blocks[i]);
+}
+
+std::shared_ptr<const ReadPins> PoolState::RefreshChain(LeaseTable::Lease* lease, TimePoint now) {
+  const GpuCopies& copies = table.copies();
+  const ReadPins::Pinned& shown = *lease->chain->pinned_;
+  if (copies.closed()) {
+    if (!shown.any_on_gpu) return nullptr;
+    // One that was deleted before, and was lost then, is in no subtree any more.
+    const bool damaged =
+        std::ranges::any_of(lease->blocks, [](const Entry* entry) { return entry->damaged != 0; });
+    if (damaged) lease->blocks.back()->damaged = 1;
+  } else {
+    const bool may_have_more = !shown.all_on_both && copies.changes() != lease->gpu_changes;
+    if (!may_have_more || now - lease->pinned_at < kMinRefreshInterval) return nullptr;
+  }
+  lease->pinned_at = now;
+  lease->gpu_changes = copies.changes();
+  return std::exchange(lease->chain, std::make_shared<const ReadPins>(Hold(lease->blocks)));
 }
 
 void PoolState::TouchLeased(const LeaseTable::Lease& lease) {
@@ -74,6 +106,28 @@ size_t PoolState::HideSubtree(Entry* top) {
   table.Hide(subtree);
   deleted_total += subtree.size();
   return subtree.size();
+}
+
+size_t PoolState::DiscardSubtree(Entry* top) {
+  for (Entry* below : BlockIndex::Subtree(top)) below->damaged = 1;
+  return HideSubtree(top);
+}
+
+size_t PoolState::CloseGpu() {
+  std::vector<BlockKey> lost;  // keys, since one may go with the subtree of another
+  for (Entry* entry : table.copies().Close()) {
+    if (entry->hidden) {
+      entry->damaged = 1;  // whoever still pins it must not read its bytes
+    } else {
+      lost.push_back(entry->key);
+    }
+  }
+  size_t count = 0;
+  for (const BlockKey& key : lost) {
+    if (Entry* const entry = table.FindBlock(key)) count += DiscardSubtree(entry);
+  }
+  gpu_lost_total += count;
+  return count;
 }
 
 void PoolState::ExpireUnsealed(TimePoint now) {

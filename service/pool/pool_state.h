@@ -12,6 +12,7 @@
 #include "service/pool/block_pool.h"
 #include "service/pool/block_table.h"
 #include "service/pool/lease_table.h"
+#include "service/pool/tick_history.h"
 
 namespace sketchkv {
 
@@ -28,6 +29,9 @@ class PoolState {
   [[nodiscard]] absl::StatusOr<WriteHandle::CommitResult> Commit(
       WriteHandle::Claim* claim, std::span<const uint32_t> checksums, HostBytes host);
   void EndClaim(WriteHandle::Claim* claim);
+  [[nodiscard]] std::vector<PromotionHandle> ReservePromotions(std::span<const BlockKey> keys);
+  bool EndPromotion(const PromotionHandle::Promotion& promotion, bool copied);
+  void MarkWritten(const ReadPins& stale, size_t i);
   void Unpin(const std::vector<Entry*>& blocks);
 
   [[nodiscard]] Entry* FindFound(const BlockKey& key) const SKETCHKV_REQUIRES(mu);
@@ -39,8 +43,15 @@ class PoolState {
   [[nodiscard]] ReadPins Hold(std::vector<Entry*> blocks) SKETCHKV_REQUIRES(mu);
   // What a lease's use says of its blocks, once nothing else keeps them.
   void TouchLeased(const LeaseTable::Lease& lease) SKETCHKV_REQUIRES(mu);
+  // Pins the chain of a lease anew where the copies of its blocks may be others now. Returns the
+  // pins that it replaces, or null.
+  [[nodiscard]] std::shared_ptr<const ReadPins> RefreshChain(LeaseTable::Lease* lease,
+                                                             TimePoint now) SKETCHKV_REQUIRES(mu);
   // Hides `top` and all below. Returns how many.
   size_t HideSubtree(Entry* top) SKETCHKV_REQUIRES(mu);
+  // The same, and leases over any of them end.
+  size_t DiscardSubtree(Entry* top) SKETCHKV_REQUIRES(mu);
+  [[nodiscard]] size_t CloseGpu() SKETCHKV_REQUIRES(mu);
   void ExpireUnsealed(TimePoint now) SKETCHKV_REQUIRES(mu);
 
   // Constant after construction.
@@ -52,6 +63,7 @@ class PoolState {
   mutable Mutex mu;
   BlockTable table SKETCHKV_GUARDED_BY(mu);
   LeaseTable leases SKETCHKV_GUARDED_BY(mu);
+  TickHistory uses SKETCHKV_GUARDED_BY(mu);
   uint64_t expired_total SKETCHKV_GUARDED_BY(mu) = 0;
   uint64_t deleted_total SKETCHKV_GUARDED_BY(mu) = 0;
   uint64_t discarded_total SKETCHKV_GUARDED_BY(mu) = 0;
@@ -71,12 +83,22 @@ struct WriteHandle::Claim {
   bool committed = false;
 };
 
+struct PromotionHandle::Promotion {
+  PoolState* pool = nullptr;
+  Entry* entry = nullptr;
+  SlotId slot;
+  std::span<const std::byte> bytes;
+  std::span<std::byte> gpu_slot;
+};
+
 struct ReadPins::Pinned {
   PoolState* pool = nullptr;
   std::vector<Entry*> blocks;
   std::vector<std::span<const std::byte>> bytes;
   std::vector<std::byte*> gpu;  // null: none
   std::vector<bool> host_stale;
+  bool any_on_gpu = false;
+  bool all_on_both = true;  // all on the GPU, and no host bytes stale
   std::once_flag counted;
   std::vector<uint64_t> token_begin;  // after `counted`
 };

@@ -1,56 +1,16 @@
 // The second slots of blocks: who has one, who loses it, and what pins show of it.
 
-#include "service/pool/arena_tier.h"
-#include "tests/pool/pool_fixture.h"
+#include "tests/pool/gpu_fixture.h"
 
 namespace sketchkv {
 namespace {
 
 using ::testing::Each;
+using ::testing::ElementsAre;
 using ::testing::IsEmpty;
 using ::testing::SizeIs;
-using Code = absl::StatusCode;
 
-// Eight slots of 4 KiB on the GPU, one a page, beside 64 in the host tier.
-class GpuCopiesTest : public PoolTest {
- protected:
-  static constexpr size_t kGpuSlots = 8;
-
-  GpuCopiesTest() : memory_({kGpuSlots * kSlot}) {
-    BlockPool::Options options;
-    options.budget_bytes = kBudget;
-    options.high_watermark = 1.0;
-    pool_ = std::make_unique<BlockPool>(options, &clock_,
-                                        std::make_unique<ArenaTier>(memory_.chunks()));
-  }
-  [[nodiscard]] static BlockPool::ReserveRequest GpuRequest(
-      uint64_t number, std::optional<uint64_t> parent = std::nullopt, size_t slot_bytes = kSlot,
-      uint8_t model = 0) {
-    BlockPool::ReserveRequest request = RequestFor(number, parent, slot_bytes, model);
-    request.want_gpu = true;
-    return request;
-  }
-  void PutGpuChain(uint64_t begin, uint64_t end, std::optional<uint64_t> parent = std::nullopt) {
-    for (uint64_t number = begin; number < end; ++number) {
-      SKETCHKV_ASSERT_OK(PutRequest(*pool_, GpuRequest(number, parent)));
-      parent = number;
-    }
-  }
-  // Which of begin, begin + 1, ..., end - 1 have a copy. No use.
-  [[nodiscard]] std::vector<uint64_t> Copies(uint64_t begin, uint64_t end, uint8_t model = 0) {
-    std::vector<uint64_t> copies;
-    uint64_t cursor = 0;
-    const ReadPins all = pool_->PinNext(&cursor, 1000);
-    for (uint64_t number = begin; number < end; ++number) {
-      for (size_t i = 0; i < all.size(); ++i) {
-        if (*all[i].key == KeyOf(number, model) && all[i].gpu != nullptr) copies.push_back(number);
-      }
-    }
-    return copies;
-  }
-
-  FakeGpuMemory memory_;
-};
+using GpuCopiesTest = GpuPoolTest;
 
 TEST_F(GpuCopiesTest, ABlockThatWantsTheGpuGetsASecondSlotThatPinsShow) {
   SKETCHKV_ASSERT_OK(Put(*pool_, 0, std::nullopt));
@@ -67,7 +27,7 @@ TEST_F(GpuCopiesTest, ABlockThatWantsTheGpuGetsASecondSlotThatPinsShow) {
   EXPECT_EQ(chain[1].gpu, address);
   EXPECT_FALSE(chain[1].host_stale);
   EXPECT_TRUE(HoldsPattern(chain[1]));
-  EXPECT_THAT(chain.gpu(), ::testing::ElementsAre(nullptr, address));
+  EXPECT_THAT(chain.gpu(), ElementsAre(nullptr, address));
   const BlockPool::Stats stats = pool_->GetStats();
   EXPECT_EQ(stats.gpu_budget_bytes, kGpuSlots * kSlot);
   EXPECT_EQ(stats.gpu_page_bytes, kSlot);
@@ -93,12 +53,10 @@ TEST_F(GpuCopiesTest, AStoredBlockGetsNoSlotByASecondPut) {
 }
 
 TEST_F(GpuCopiesTest, TheLeastRecentlyUsedCopyGoesForANewOne) {
-  for (uint64_t root = 0; root < 8; ++root) {
-    SKETCHKV_ASSERT_OK(PutRequest(*pool_, GpuRequest(root)));
-  }
+  PutGpuRoots(0, 8);
   EXPECT_TRUE(Found(*pool_, 0));
   SKETCHKV_ASSERT_OK(PutRequest(*pool_, GpuRequest(8)));
-  EXPECT_THAT(Copies(0, 9), ::testing::ElementsAre(0, 2, 3, 4, 5, 6, 7, 8));
+  EXPECT_THAT(Copies(0, 9), ElementsAre(0, 2, 3, 4, 5, 6, 7, 8));
   EXPECT_TRUE(Found(*pool_, 1)) << "only the copy went";
   EXPECT_EQ(pool_->GetStats().demoted_total, 1u);
   EXPECT_EQ(pool_->GetStats().evicted_total, 0u);
@@ -107,18 +65,14 @@ TEST_F(GpuCopiesTest, TheLeastRecentlyUsedCopyGoesForANewOne) {
 TEST_F(GpuCopiesTest, AChainLosesTheCopiesAtItsTipFirst) {
   PutGpuChain(0, 6);
   SKETCHKV_ASSERT_OK(pool_->PinChain(KeyOf(5)));  // one tick for all
-  for (uint64_t root = 10; root < 14; ++root) {
-    SKETCHKV_ASSERT_OK(PutRequest(*pool_, GpuRequest(root)));
-  }
-  EXPECT_THAT(Copies(0, 20), ::testing::ElementsAre(0, 1, 2, 3, 10, 11, 12, 13));
+  PutGpuRoots(10, 14);
+  EXPECT_THAT(Copies(0, 20), ElementsAre(0, 1, 2, 3, 10, 11, 12, 13));
 }
 
 TEST_F(GpuCopiesTest, TheCopyOfTheParentOfABlockBeingPutStays) {
-  for (uint64_t root = 0; root < 8; ++root) {
-    SKETCHKV_ASSERT_OK(PutRequest(*pool_, GpuRequest(root)));
-  }
+  PutGpuRoots(0, 8);
   SKETCHKV_ASSERT_OK(PutRequest(*pool_, GpuRequest(8, 0)));
-  EXPECT_THAT(Copies(0, 9), ::testing::ElementsAre(0, 2, 3, 4, 5, 6, 7, 8));
+  EXPECT_THAT(Copies(0, 9), ElementsAre(0, 2, 3, 4, 5, 6, 7, 8));
 }
 
 TEST_F(GpuCopiesTest, APinnedBlockKeepsItsCopyAndTheNextPutFallsBackToTheHost) {
@@ -133,7 +87,7 @@ TEST_F(GpuCopiesTest, APinnedBlockKeepsItsCopyAndTheNextPutFallsBackToTheHost) {
   EXPECT_EQ(shown, std::vector<std::byte*>(pins->gpu().begin(), pins->gpu().end()));
   pins.reset();
   SKETCHKV_ASSERT_OK(PutRequest(*pool_, GpuRequest(9)));
-  EXPECT_THAT(Copies(0, 10), ::testing::ElementsAre(0, 1, 2, 3, 4, 5, 6, 9));
+  EXPECT_THAT(Copies(0, 10), ElementsAre(0, 1, 2, 3, 4, 5, 6, 9));
 }
 
 TEST_F(GpuCopiesTest, ACopyOutlivesTheDeleteOfItsBlockAsLongAsThePin) {
@@ -173,12 +127,10 @@ TEST_F(GpuCopiesTest, ASlotLargerThanAnyChunkFallsBackAndDropsNobody) {
 }
 
 TEST_F(GpuCopiesTest, AnotherSizeClassGetsRoomFromTheColdestCopies) {
-  for (uint64_t root = 0; root < 8; ++root) {
-    SKETCHKV_ASSERT_OK(PutRequest(*pool_, GpuRequest(root)));
-  }
+  PutGpuRoots(0, 8);
   SKETCHKV_ASSERT_OK(PutRequest(*pool_, GpuRequest(0, std::nullopt, 2 * kSlot, 1)));
-  EXPECT_THAT(Copies(0, 8), ::testing::ElementsAre(2, 3, 4, 5, 6, 7));
-  EXPECT_THAT(Copies(0, 1, 1), ::testing::ElementsAre(0));
+  EXPECT_THAT(Copies(0, 8), ElementsAre(2, 3, 4, 5, 6, 7));
+  EXPECT_THAT(Copies(0, 1, 1), ElementsAre(0));
 }
 
 TEST_F(PoolTest, WithoutAGpuEveryWishFallsBack) {

@@ -8,6 +8,8 @@
 
 #include "absl/container/fixed_array.h"
 #include "kernels/base/status_macros.h"
+#include "service/engine/attention_gpu.h"
+#include "service/engine/attention_shape.h"
 
 namespace sketchkv {
 namespace {
@@ -29,33 +31,6 @@ struct Unit {
   uint32_t token_end = 0;
   size_t rows = 0;  // number of these rows of this head: units of other tokens share it
 };
-
-// Where an item's rows lie in the request's queries and in its answer.
-struct ItemShape {
-  uint32_t rows_per_head = 0;  // num_query_tokens * queries_per_kv_head
-  uint32_t query_heads = 0;
-  size_t query_offset = 0;  // floats
-  size_t out_offset = 0;    // floats
-  size_t lse_offset = 0;    // floats
-};
-
-std::vector<ItemShape> ShapeItems(const AttentionRequest& request) {
-  const KvLayout& layout = request.model->layout();
-  std::vector<ItemShape> shapes;
-  size_t queries = 0, answer = 0;
-  for (const AttentionItem& item : request.items) {
-    const uint32_t query_heads = item.head_count * request.queries_per_kv_head;
-    const size_t rows = size_t{item.num_query_tokens} * query_heads;
-    shapes.push_back({.rows_per_head = item.num_query_tokens * request.queries_per_kv_head,
-                      .query_heads = query_heads,
-                      .query_offset = queries,
-                      .out_offset = answer,
-                      .lse_offset = answer + rows * layout.value_dim});
-    queries += rows * layout.head_dim;
-    answer += rows * (layout.value_dim + 1);
-  }
-  return shapes;
-}
 
 // Row (query token t, query head j of kv head h) of [num_query_tokens, query heads].
 size_t RowIndex(const AttentionRequest& request, const ItemShape& shape, uint32_t head,
@@ -135,8 +110,11 @@ constexpr uint64_t kBytesPerUnit = 256;
 
 // How many splits of tokens SplitWork makes for all heads of an item together, at most.
 uint64_t NumSplits(const AttentionItem& item, const AttentionTarget& target) {
-  return uint64_t{item.head_count} *
-         ((target.token_end - target.token_begin) / kAttentionSplitTokens + 2);
+  uint64_t splits = 0;
+  for (const TokenRange& range : target.host_ranges) {
+    splits += (range.end - range.begin) / kAttentionSplitTokens + 2;
+  }
+  return item.head_count * splits;
 }
 
 // Of all units of an item, without the numbers of their partials.
@@ -151,23 +129,27 @@ std::vector<Unit> SplitWork(const AttentionRequest& request, const std::vector<I
                             const AttentionTargets& targets) {
   std::vector<Unit> units;
   size_t rows = 0;
-  const auto split_tokens = [&units](Unit unit, const AttentionTarget& target) {
-    unit.token_begin = target.token_begin;
+  const auto split_tokens = [&units](Unit unit, const TokenRange& range) {
+    unit.token_begin = range.begin;
     do {
       const uint32_t split = unit.token_begin / kAttentionSplitTokens * kAttentionSplitTokens;
       unit.token_end = static_cast<uint32_t>(
-          std::min<uint64_t>(target.token_end, uint64_t{split} + kAttentionSplitTokens));
+          std::min<uint64_t>(range.end, uint64_t{split} + kAttentionSplitTokens));
       units.push_back(unit);
       unit.token_begin = unit.token_end;
-    } while (unit.token_begin < target.token_end);
+    } while (unit.token_begin < range.end);
   };
   for (uint32_t i = 0; i < request.items.size(); ++i) {
+    if (targets[i]->host_ranges.empty()) continue;
     for (uint32_t head = 0; head < request.items[i].head_count; ++head) {
       for (uint32_t row = 0; row < shapes[i].rows_per_head; row += kMaxUnitRows) {
         const uint32_t num_rows = std::min(kMaxUnitRows, shapes[i].rows_per_head - row);
-        split_tokens(
-            {.item = i, .head = head, .row_begin = row, .num_rows = num_rows, .rows = rows++},
-            *targets[i]);
+        for (const TokenRange& range : targets[i]->host_ranges) {
+          split_tokens(
+              {.item = i, .head = head, .row_begin = row, .num_rows = num_rows, .rows = rows},
+              range);
+        }
+        ++rows;
       }
     }
   }
@@ -178,19 +160,25 @@ absl::Status Admit(const AttentionRequest& request, uint64_t bytes) {
   return request.admit ? request.admit(bytes) : absl::OkStatus();
 }
 
-// Runs body(unit) for all units, stopping early when the request is no longer wanted.
+// Runs body(unit) for all units, stopping early when the request is no longer wanted, and beside
+// them `on_gpu`, if it is there.
 template <typename Body>
 absl::Status RunUnits(const AttentionRequest& request, size_t num_units, Executor* executor,
-                      const Body& body) {
+                      const std::function<absl::Status()>& on_gpu, const Body& body) {
   std::atomic<bool> stop{false};
-  executor->ParallelFor(num_units, [&](size_t i) {
+  const size_t first = on_gpu ? 1 : 0;
+  absl::Status gpu;
+  executor->ParallelFor(first + num_units, [&](size_t i) {
     if (stop.load(std::memory_order_relaxed)) return;
     if (!StillWanted(request).ok()) {
       stop.store(true, std::memory_order_relaxed);
       return;
     }
-    body(i);
+    if (i >= first) return body(i - first);
+    gpu = on_gpu();
+    if (!gpu.ok()) stop.store(true, std::memory_order_relaxed);
   });
+  SKETCHKV_RETURN_IF_ERROR(gpu);
   if (!stop.load()) return absl::OkStatus();
   absl::Status why = StillWanted(request);
   return why.ok() ? absl::CancelledError("cancelled") : why;
@@ -244,10 +232,37 @@ float CapLogit(float score, const AttentionOptions& options) {
   return options.logit_softcap * std::tanh(logit / options.logit_softcap);
 }
 
+// The logits of all runs on the card, at their places in `results`.
+absl::Status ScoreOnGpu(const AttentionRequest& request, const AttentionTargets& targets,
+                        const std::vector<ItemShape>& shapes, Gpu* gpu,
+                        std::vector<ScoreResult>& results) {
+  std::vector<GpuScores> jobs;
+  for (size_t i = 0; i < targets.size(); ++i) {
+    for (const GpuRun& run : targets[i]->gpu_runs) {
+      jobs.push_back({.query = QueryOf(request, shapes[i], i, run),
+                      .scores = results[i].logits.data() + run.first_token - results[i].token_begin,
+                      .stride = results[i].num_tokens});
+    }
+  }
+  SKETCHKV_RETURN_IF_ERROR(gpu->Score(jobs));
+  for (size_t i = 0; i < targets.size(); ++i) {
+    for (const GpuRun& run : targets[i]->gpu_runs) {
+      for (size_t row = 0; row < shapes[i].rows; ++row) {
+        float* const logits = results[i].logits.data() + row * results[i].num_tokens +
+                              (run.first_token - results[i].token_begin);
+        for (uint32_t t = 0; t < run.token_end - run.token_begin; ++t) {
+          logits[t] = CapLogit(logits[t], request.items[i].options);
+        }
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status ComputeAttention(const AttentionRequest& request, const AttentionTargets& targets,
-                              Executor* executor, std::span<float> answer) {
+                              Executor* executor, Gpu* gpu, std::span<float> answer) {
   const Model& model = *request.model;
   const uint32_t value_dim = model.layout().value_dim;
   const std::vector<ItemShape> shapes = ShapeItems(request);
@@ -258,11 +273,13 @@ absl::Status ComputeAttention(const AttentionRequest& request, const AttentionTa
     const uint64_t partial = uint64_t{shapes[i].rows_per_head} * (value_dim + 2) * sizeof(float);
     bytes += NumSplits(item, *targets[i]) * 2 * partial + UnitBytes(item, shapes[i], *targets[i]);
   }
-  SKETCHKV_RETURN_IF_ERROR(Admit(request, bytes));
+  GpuPartials on_gpu(request, targets, shapes);
+  SKETCHKV_RETURN_IF_ERROR(Admit(request, bytes + on_gpu.size_bytes()));
+  const std::function<absl::Status()> compute_on_gpu = [&] { return on_gpu.Compute(gpu, answer); };
   const std::vector<Unit> units = SplitWork(request, shapes, targets);
   std::vector<SharedQueries> shared = ShareQueries(units);
   std::vector<AttentionPartial> partials(units.size());
-  return RunUnits(request, units.size(), executor, [&](size_t i) {
+  const auto run_unit = [&](size_t i) {
     const Unit& unit = units[i];
     const AttentionItem& item = request.items[unit.item];
     const CellCodec& codec = CodecOf(request, unit);
@@ -281,12 +298,16 @@ absl::Status ComputeAttention(const AttentionRequest& request, const AttentionTa
     FinishRows(request, shapes[unit.item], unit, same[0], answer);
     // Here rather than at the end: malloc is cheapest to the thread that asked for the memory.
     for (AttentionPartial& partial : same) partial = {};
-  });
+  };
+  SKETCHKV_RETURN_IF_ERROR(RunUnits(request, units.size(), executor,
+                                    on_gpu.empty() ? nullptr : compute_on_gpu, run_unit));
+  on_gpu.Merge(answer);
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::vector<ScoreResult>> ComputeScores(const AttentionRequest& request,
                                                        const AttentionTargets& targets,
-                                                       Executor* executor) {
+                                                       Executor* executor, Gpu* gpu) {
   const Model& model = *request.model;
   const std::vector<ItemShape> shapes = ShapeItems(request);
   uint64_t logits = 0, units_bytes = 0;
@@ -306,7 +327,12 @@ absl::StatusOr<std::vector<ScoreResult>> ComputeScores(const AttentionRequest& r
   }
   const std::vector<Unit> units = SplitWork(request, shapes, targets);
   std::vector<SharedQueries> shared = ShareQueries(units);
-  SKETCHKV_RETURN_IF_ERROR(RunUnits(request, units.size(), executor, [&](size_t i) {
+  const std::function<absl::Status()> on_gpu = [&] {
+    return ScoreOnGpu(request, targets, shapes, gpu, results);
+  };
+  const bool any_on_gpu = std::any_of(targets.begin(), targets.end(),
+                                      [](const auto& target) { return !target->gpu_runs.empty(); });
+  const auto run_unit = [&](size_t i) {
     const Unit& unit = units[i];
     const AttentionItem& item = request.items[unit.item];
     const ItemShape& shape = shapes[unit.item];
@@ -326,7 +352,9 @@ absl::StatusOr<std::vector<ScoreResult>> ComputeScores(const AttentionRequest& r
         logits[t] = CapLogit(scores[size_t{row} * count + t], item.options);
       }
     }
-  }));
+  };
+  SKETCHKV_RETURN_IF_ERROR(
+      RunUnits(request, units.size(), executor, any_on_gpu ? on_gpu : nullptr, run_unit));
   return results;
 }
 

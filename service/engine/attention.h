@@ -1,15 +1,14 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "service/engine/attention_request.h"
+#include "service/engine/attention_target.h"
 #include "service/engine/executor.h"
-#include "service/pool/block_pool.h"
 
 namespace sketchkv {
 
@@ -19,15 +18,6 @@ struct ScoreResult {
   std::vector<float> logits;  // [num_query_tokens * query heads, num_tokens]
 };
 
-// The tokens of one item and the pins on them. Items of equal targets share one.
-struct AttentionTarget {
-  std::shared_ptr<const ReadPins> pins;
-  uint32_t token_begin = 0;  // clamped range
-  uint32_t token_end = 0;
-};
-
-using AttentionTargets = std::vector<std::shared_ptr<const AttentionTarget>>;
-
 // Tokens of one partial: long contexts are split at multiples of this and merged in order, so the
 // result does not depend on how many threads took part.
 inline constexpr uint32_t kAttentionSplitTokens = 4096;
@@ -36,11 +26,12 @@ inline constexpr uint32_t kAttentionSplitTokens = 4096;
 // value_dim], then the log-sum-exps [num_query_tokens, query heads]. Each is written once and none
 // is read. targets[i] belongs to request.items[i]. CANCELLED and DEADLINE_EXCEEDED when the request
 // stopped being wanted on the way: asked before each unit, after which nothing more is written.
+// UNAVAILABLE: the card failed. `gpu` may be null where no target has runs on it.
 [[nodiscard]] absl::Status ComputeAttention(const AttentionRequest& request,
                                             const AttentionTargets& targets, Executor* executor,
-                                            std::span<float> answer);
+                                            Gpu* gpu, std::span<float> answer);
 // One result an item; otherwise the same.
 [[nodiscard]] absl::StatusOr<std::vector<ScoreResult>> ComputeScores(
-    const AttentionRequest& request, const AttentionTargets& targets, Executor* executor);
+    const AttentionRequest& request, const AttentionTargets& targets, Executor* executor, Gpu* gpu);
 
 }  // namespace sketchkv

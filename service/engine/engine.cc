@@ -17,10 +17,28 @@ constexpr uint64_t kMaxTargetBlocks = uint64_t{1} << 20;
 // Of one target: token numbers are 32 bits, with room for a split beyond the last.
 constexpr uint64_t kMaxTargetTokens = uint64_t{1} << 31;
 
+absl::Status StatusOf(const absl::Status& status) { return status; }
+template <typename T>
+absl::Status StatusOf(const absl::StatusOr<T>& value) {
+  return value.status();
+}
+
+absl::Status CheckScoreBytes(const AttentionRequest& request, const AttentionTargets& targets) {
+  uint64_t bytes = 0;
+  for (size_t i = 0; i < targets.size(); ++i) {
+    const AttentionItem& item = request.items[i];
+    bytes += uint64_t{item.num_query_tokens} * item.head_count * request.queries_per_kv_head *
+             (targets[i]->token_end - targets[i]->token_begin) * sizeof(float);
+  }
+  if (bytes <= kMaxScoreBytes) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("the logits asked for have ", bytes, " bytes, of at most ", kMaxScoreBytes));
+}
+
 }  // namespace
 
-Engine::Engine(ModelRegistry* models, BlockPool* pool, Executor* executor)
-    : models_(models), pool_(pool), executor_(executor) {}
+Engine::Engine(ModelRegistry* models, BlockPool* pool, Executor* executor, GpuTier* gpu)
+    : models_(models), pool_(pool), executor_(executor), gpu_(gpu) {}
 
 absl::StatusOr<Engine::LookupResult> Engine::Lookup(uint32_t tenant, const Model& model,
                                                     std::span<const BlockHash> chain,
@@ -49,11 +67,12 @@ absl::StatusOr<Engine::LookupResult> Engine::Lookup(uint32_t tenant, const Model
 }
 
 absl::StatusOr<std::shared_ptr<const AttentionTarget>> Engine::Resolve(
-    uint32_t tenant, const AttentionRequest& request, const AttentionItem& item) {
+    uint32_t tenant, const AttentionRequest& request, const AttentionItem& item, bool use_gpu) {
   const Fingerprint& fingerprint = request.model->fingerprint;
   auto target = std::make_shared<AttentionTarget>();
   if (item.lease_id != 0) {
     SKETCHKV_ASSIGN_OR_RETURN(target->pins, pool_->LeasedChain(tenant, item.lease_id));
+    target->leased = true;
   } else if (item.tip.has_value()) {
     SKETCHKV_ASSIGN_OR_RETURN(
         ReadPins pins,
@@ -80,6 +99,8 @@ absl::StatusOr<std::shared_ptr<const AttentionTarget>> Engine::Resolve(
   const auto all = static_cast<uint32_t>(tokens);
   target->token_end = std::min(item.token_end.value_or(all), all);
   target->token_begin = std::min(item.token_begin, target->token_end);
+  DealOutTokens(use_gpu, request.model->layout().block_tokens, target.get());
+  if (use_gpu) gpu_->NoteUse(*target);
   return target;
 }
 
@@ -87,6 +108,7 @@ absl::StatusOr<AttentionTargets> Engine::ResolveAll(uint32_t tenant,
                                                     const AttentionRequest& request) {
   AttentionTargets targets;
   uint64_t blocks = 0;
+  const bool use_gpu = gpu_ != nullptr && gpu_->Serves(request.model);
   for (size_t i = 0; i < request.items.size(); ++i) {
     const AttentionItem& item = request.items[i];
     // Batches repeat a target for many layers: its chain is walked once.
@@ -99,7 +121,8 @@ absl::StatusOr<AttentionTargets> Engine::ResolveAll(uint32_t tenant,
       }
     }
     SKETCHKV_RETURN_IF_ERROR(StillWanted(request));
-    absl::StatusOr<std::shared_ptr<const AttentionTarget>> target = Resolve(tenant, request, item);
+    absl::StatusOr<std::shared_ptr<const AttentionTarget>> target =
+        Resolve(tenant, request, item, use_gpu);
     if (!target.ok()) {
       return absl::Status(target.status().code(),
                           absl::StrCat("items[", i, "]: ", target.status().message()));
@@ -114,28 +137,37 @@ absl::StatusOr<AttentionTargets> Engine::ResolveAll(uint32_t tenant,
   return targets;
 }
 
+template <typename Compute>
+auto Engine::WithTargets(uint32_t tenant, const AttentionRequest& request, const Compute& compute)
+    -> decltype(compute(AttentionTargets())) {
+  {
+    SKETCHKV_ASSIGN_OR_RETURN(const AttentionTargets targets, ResolveAll(tenant, request));
+    auto answer = compute(targets);
+    const absl::Status status = StatusOf(answer);
+    if (gpu_ == nullptr || !absl::IsUnavailable(status)) return answer;
+    gpu_->Fail(status);
+  }
+  SKETCHKV_ASSIGN_OR_RETURN(const AttentionTargets targets, ResolveAll(tenant, request));
+  return compute(targets);
+}
+
 absl::Status Engine::Attend(uint32_t tenant, const AttentionRequest& request,
                             std::span<float> answer) {
   SKETCHKV_RETURN_IF_ERROR(ValidateAttention(request));
-  SKETCHKV_ASSIGN_OR_RETURN(const AttentionTargets targets, ResolveAll(tenant, request));
-  return ComputeAttention(request, targets, executor_, answer);
+  return WithTargets(tenant, request, [&](const AttentionTargets& targets) {
+    return ComputeAttention(request, targets, executor_, card(), answer);
+  });
 }
 
 absl::StatusOr<std::vector<ScoreResult>> Engine::Score(uint32_t tenant,
                                                        const AttentionRequest& request) {
   SKETCHKV_RETURN_IF_ERROR(ValidateAttention(request));
-  SKETCHKV_ASSIGN_OR_RETURN(const AttentionTargets targets, ResolveAll(tenant, request));
-  uint64_t bytes = 0;
-  for (size_t i = 0; i < targets.size(); ++i) {
-    const AttentionItem& item = request.items[i];
-    bytes += uint64_t{item.num_query_tokens} * item.head_count * request.queries_per_kv_head *
-             (targets[i]->token_end - targets[i]->token_begin) * sizeof(float);
-  }
-  if (bytes > kMaxScoreBytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the logits asked for have ", bytes, " bytes, of at most ", kMaxScoreBytes));
-  }
-  return ComputeScores(request, targets, executor_);
+  return WithTargets(
+      tenant, request,
+      [&](const AttentionTargets& targets) -> absl::StatusOr<std::vector<ScoreResult>> {
+        SKETCHKV_RETURN_IF_ERROR(CheckScoreBytes(request, targets));
+        return ComputeScores(request, targets, executor_, card());
+      });
 }
 
 uint64_t Engine::Delete(uint32_t tenant, const Model& model, std::span<const BlockHash> hashes) {
@@ -154,6 +186,12 @@ absl::StatusOr<uint64_t> Engine::Unregister(uint32_t tenant, const std::string& 
   return pool_->Clear(tenant, model->fingerprint);
 }
 
+absl::StatusOr<ReadPins> Engine::PinForHost(const BlockKey& key) {
+  SKETCHKV_ASSIGN_OR_RETURN(ReadPins pins, pool_->Pin(key));
+  if (pins[0].host_stale) SKETCHKV_RETURN_IF_ERROR(gpu_->WriteBack(pins, 0));
+  return pins;
+}
+
 size_t Engine::Scrub(uint64_t* cursor, size_t limit) {
   const ReadPins pins = pool_->PinNext(cursor, limit);
   for (size_t i = 0; i < pins.size(); ++i) {
@@ -161,6 +199,7 @@ size_t Engine::Scrub(uint64_t* cursor, size_t limit) {
     const std::shared_ptr<const Model> model =
         models_->Find(block.key->tenant, block.key->fingerprint);
     if (model == nullptr) continue;  // unregistered a moment ago: nobody can read it any more
+    if (block.host_stale) continue;  // verified when it is written back
     const CellRange whole = *ResolveRange({}, model->layout());
     (void)VerifyOrDiscard(
         *model, block, whole, /*meanwhile=*/[] {}, /*use=*/nullptr);

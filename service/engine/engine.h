@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "service/engine/attention.h"
 #include "service/engine/executor.h"
+#include "service/engine/gpu_tier.h"
 #include "service/engine/model_registry.h"
 #include "service/engine/part.h"
 #include "service/pool/block_pool.h"
@@ -25,8 +26,8 @@ namespace sketchkv {
 // Thread-safe. Every call is on behalf of `tenant` and sees nothing of another.
 class Engine {
  public:
-  // All outlive the engine.
-  Engine(ModelRegistry* models, BlockPool* pool, Executor* executor);
+  // All outlive the engine. `gpu`: null where the pool has no second tier.
+  Engine(ModelRegistry* models, BlockPool* pool, Executor* executor, GpuTier* gpu = nullptr);
 
   [[nodiscard]] ModelRegistry& models() { return *models_; }
   [[nodiscard]] BlockPool& pool() { return *pool_; }
@@ -120,8 +121,16 @@ class Engine {
                                       const ReadPins& pins, PartSink* sink);
   absl::StatusOr<std::shared_ptr<const AttentionTarget>> Resolve(uint32_t tenant,
                                                                  const AttentionRequest& request,
-                                                                 const AttentionItem& item);
+                                                                 const AttentionItem& item,
+                                                                 bool use_gpu);
   absl::StatusOr<AttentionTargets> ResolveAll(uint32_t tenant, const AttentionRequest& request);
+  // Calls compute(targets); once more, on the host alone, if the card fails during the first.
+  template <typename Compute>
+  auto WithTargets(uint32_t tenant, const AttentionRequest& request, const Compute& compute)
+      -> decltype(compute(AttentionTargets()));
+  [[nodiscard]] Gpu* card() { return gpu_ == nullptr ? nullptr : gpu_->gpu(); }
+  // Pins one block with its bytes on the host.
+  absl::StatusOr<ReadPins> PinForHost(const BlockKey& key);
   // Checks the cells of a pinned block and hands each that is as it was stored to `use` (may be
   // empty), on any thread, and runs `meanwhile`. DATA_LOSS for a damaged one: the block is dropped.
   using UseCell = std::function<absl::Status(const WriteHandle::Cell&, std::span<const std::byte>)>;
@@ -132,6 +141,7 @@ class Engine {
   ModelRegistry* const models_;
   BlockPool* const pool_;
   Executor* const executor_;
+  GpuTier* const gpu_;
 
   std::atomic<uint64_t> put_raw_bytes_{0};
   std::atomic<uint64_t> put_stored_bytes_{0};

@@ -112,7 +112,9 @@ absl::StatusOr<Engine::PutResult> Engine::Put(uint32_t tenant, const PutRequest&
                                             .parent = request.parent,
                                             .num_tokens = request.part.num_tokens,
                                             .shape = model.shape,
-                                            .range = range}));
+                                            .range = range,
+                                            .want_gpu = gpu_ != nullptr &&
+                                                        gpu_->Serves(request.model)}));
   const CellSource source(model, request.part, range, request.encoded, request.payload);
   const CellChecksummer checksummer(key, request.part.num_tokens);
   const std::span<const Cell> cells = handle.claimed();
@@ -136,6 +138,7 @@ absl::StatusOr<Engine::PutResult> Engine::Put(uint32_t tenant, const PutRequest&
     SKETCHKV_RETURN_IF_ERROR(
         FillAndCheckSum(executor_, request.part, request.payload, source, cells, fill));
   }
+  if (!handle.gpu_slot().empty()) gpu_->CopyUp(model, cells, slot, handle.gpu_slot().data());
   SKETCHKV_ASSIGN_OR_RETURN(const WriteHandle::CommitResult committed, handle.Commit(checksums));
   // Unregistered while this put was encoding: what it dropped must not come back.
   const absl::StatusOr<std::shared_ptr<const Model>> still = models_->Get(tenant, model.name);
@@ -166,7 +169,7 @@ absl::StatusOr<uint64_t> Engine::Get(uint32_t tenant, const GetRequest& request,
     SKETCHKV_RETURN_IF_ERROR(ValidateOutput(model, range, *request.dtype));
   }
   const BlockKey key{.tenant = tenant, .fingerprint = model.fingerprint, .hash = request.hash};
-  SKETCHKV_ASSIGN_OR_RETURN(ReadPins pinned, pool_->Pin(key));
+  SKETCHKV_ASSIGN_OR_RETURN(ReadPins pinned, PinForHost(key));
   const auto pins = std::make_shared<const ReadPins>(std::move(pinned));
   return request.dtype.has_value() ? GetDecoded(request, range, *pins, sink)
                                    : GetEncoded(request, range, pins, sink);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -24,10 +25,10 @@ using GpuIpcHandle = std::array<uint8_t, 64>;
 
 // Blocks in the gpu tier, in the order of their tokens: all but the last are full.
 struct GpuBlocks {
-  std::vector<const std::byte*> slots;
-  // Of slots that stay the same for several calls: whoever has this owner may keep their table on
-  // the card. Null: for this call only.
-  std::shared_ptr<const void> owner;
+  std::span<std::byte* const> slots;
+  std::shared_ptr<const void> owner;  // keeps `slots` and the blocks where they are
+  // The owner is there for other calls too: their table is worth keeping on the card.
+  bool lasting = false;
 };
 
 // Queries of some heads of one layer over one run of blocks.
@@ -77,6 +78,7 @@ class Gpu {
  public:
   virtual ~Gpu() = default;
 
+  [[nodiscard]] virtual std::string name() const = 0;
   // Memory for the gpu tier, taken when the card was opened.
   [[nodiscard]] virtual std::vector<std::span<std::byte>> TierMemory() const = 0;
   // Whether blocks of this model may lie on the card; makes what it needs there, once.

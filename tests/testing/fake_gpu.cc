@@ -1,0 +1,126 @@
+#include "tests/testing/fake_gpu.h"
+
+#include <algorithm>
+
+namespace sketchkv::testing {
+namespace {
+
+constexpr std::byte kGarbage{0xA5};
+
+// The cells of kv head `head`, counted from the query's first, that hold the query's tokens.
+std::vector<CellTokens> CellsOf(const GpuQuery& query, uint32_t head) {
+  const BlockCodec& codec = *query.model->codec;
+  const uint32_t block_tokens = codec.layout().block_tokens;
+  std::vector<CellTokens> cells;
+  for (uint32_t token = query.token_begin; token < query.token_end;) {
+    const uint32_t block = token / block_tokens;
+    const uint32_t end = std::min(query.token_end, (block + 1) * block_tokens);
+    cells.push_back(
+        {query.blocks->slots[block] + codec.cell_offset(query.layer, query.head_begin + head),
+         token - block * block_tokens, end - block * block_tokens});
+    token = end;
+  }
+  return cells;
+}
+
+// Calls use(codec, queries of the head, row of the request's order for each of them).
+template <typename Use>
+void EachHead(const GpuQuery& query, const Use& use) {
+  const uint32_t dim = query.model->layout().head_dim;
+  const uint32_t group = query.queries_per_kv_head;
+  for (uint32_t head = 0; head < query.head_count; ++head) {
+    std::vector<size_t> rows;
+    std::vector<float> queries;
+    for (uint32_t row = 0; row < query.num_query_tokens * group; ++row) {
+      rows.push_back(size_t{row / group} * query.head_count * group + head * group + row % group);
+      const float* const from = query.queries + rows.back() * dim;
+      queries.insert(queries.end(), from, from + dim);
+    }
+    const CellCodec& codec = query.model->codec->cell(query.layer, query.head_begin + head);
+    use(head, codec, *codec.PrepareQueries(queries), rows);
+  }
+}
+
+}  // namespace
+
+FakeGpu::FakeGpu(size_t tier_bytes) : memory_(tier_bytes + 4096, kGarbage) {}
+
+void FakeGpu::Break() {
+  broken_ = true;
+  std::fill(memory_.begin(), memory_.end(), kGarbage);
+}
+
+absl::Status FakeGpu::Alive() const {
+  return broken_ ? absl::UnavailableError("the fake card is broken") : absl::OkStatus();
+}
+
+std::vector<std::span<std::byte>> FakeGpu::TierMemory() const {
+  auto* const data = const_cast<std::byte*>(memory_.data());
+  const size_t skip = -reinterpret_cast<uintptr_t>(data) % 4096;
+  return {{data + skip, memory_.size() - 4096}};
+}
+
+absl::Status FakeGpu::CopyToHost(std::span<const std::byte> from, std::byte* to) {
+  ++copies_down;
+  if (!Alive().ok()) return Alive();
+  std::copy(from.begin(), from.end(), to);
+  return absl::OkStatus();
+}
+
+absl::Status FakeGpu::CopyToGpu(std::span<const std::byte> from, std::byte* to) {
+  ++copies_up;
+  if (!Alive().ok()) return Alive();
+  std::copy(from.begin(), from.end(), to);
+  return absl::OkStatus();
+}
+
+absl::Status FakeGpu::Attend(std::span<const GpuAttention> jobs, Place place) {
+  ++attentions;
+  if (!Alive().ok()) return Alive();
+  for (const GpuAttention& job : jobs) {
+    const uint32_t value_dim = job.query.model->layout().value_dim;
+    EachHead(job.query, [&](uint32_t head, const CellCodec& codec, const PreparedQueries& queries,
+                            const std::vector<size_t>& rows) {
+      AttentionPartial partial = codec.NewPartial(queries.num_queries());
+      codec.Attend(CellsOf(job.query, head), queries, job.options, &partial);
+      std::vector<float> out(rows.size() * value_dim), lse(rows.size());
+      codec.Finish(partial, out.data(), lse.data());
+      for (size_t i = 0; i < rows.size(); ++i) {
+        std::copy_n(out.data() + i * value_dim, value_dim, job.out + rows[i] * value_dim);
+        job.lse[rows[i]] = lse[i];
+      }
+    });
+  }
+  return absl::OkStatus();
+}
+
+absl::Status FakeGpu::Score(std::span<const GpuScores> jobs) {
+  ++scores;
+  if (!Alive().ok()) return Alive();
+  for (const GpuScores& job : jobs) {
+    const size_t count = job.query.token_end - job.query.token_begin;
+    EachHead(job.query, [&](uint32_t head, const CellCodec& codec, const PreparedQueries& queries,
+                            const std::vector<size_t>& rows) {
+      std::vector<float> scores(rows.size() * count);
+      codec.Score(CellsOf(job.query, head), queries, scores.data(), count);
+      for (size_t i = 0; i < rows.size(); ++i) {
+        std::copy_n(scores.data() + i * count, count, job.scores + rows[i] * job.stride);
+      }
+    });
+  }
+  return absl::OkStatus();
+}
+
+absl::Status FakeGpu::Encode(const GpuPart& part, Place place, const std::byte* payload) {
+  return absl::UnimplementedError("encoding on the fake card");
+}
+
+absl::Status FakeGpu::Decode(const GpuPart& part, DType dtype, std::byte* payload) {
+  return absl::UnimplementedError("decoding on the fake card");
+}
+
+absl::StatusOr<std::shared_ptr<std::byte>> FakeGpu::OpenShared(const GpuIpcHandle& handle) {
+  return absl::UnimplementedError("memory of other processes");
+}
+
+}  // namespace sketchkv::testing

@@ -1,0 +1,51 @@
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "service/engine/gpu.h"
+
+namespace sketchkv::testing {
+
+// A card that is none: its memory is the host's, filled with garbage, and the CPU's codec works on
+// it. Fails when the test says so.
+class FakeGpu final : public Gpu {
+ public:
+  explicit FakeGpu(size_t tier_bytes);
+
+  // From now on every call says UNAVAILABLE, and the card's memory is garbage.
+  void Break();
+  std::function<bool(const Model&)> takes = [](const Model&) { return true; };
+  // What was asked for.
+  std::atomic<int> attentions{0}, scores{0}, copies_up{0}, copies_down{0};
+
+  [[nodiscard]] std::string name() const override { return "fake"; }
+  [[nodiscard]] std::vector<std::span<std::byte>> TierMemory() const override;
+  [[nodiscard]] bool Takes(const std::shared_ptr<const Model>& model) override {
+    return takes(*model);
+  }
+  [[nodiscard]] absl::Status CopyToHost(std::span<const std::byte> from, std::byte* to) override;
+  [[nodiscard]] absl::Status CopyToGpu(std::span<const std::byte> from, std::byte* to) override;
+  [[nodiscard]] absl::Status Attend(std::span<const GpuAttention> jobs, Place place) override;
+  [[nodiscard]] absl::Status Score(std::span<const GpuScores> jobs) override;
+  [[nodiscard]] absl::Status Encode(const GpuPart& part, Place place,
+                                    const std::byte* payload) override;
+  [[nodiscard]] absl::Status Decode(const GpuPart& part, DType dtype, std::byte* payload) override;
+  [[nodiscard]] absl::StatusOr<std::shared_ptr<std::byte>> OpenShared(
+      const GpuIpcHandle& handle) override;
+  [[nodiscard]] absl::Status Check() override { return Alive(); }
+
+ private:
+  [[nodiscard]] absl::Status Alive() const;
+
+  std::vector<std::byte> memory_;
+  std::atomic<bool> broken_{false};
+};
+
+}  // namespace sketchkv::testing

@@ -4,6 +4,7 @@
 #include <iterator>
 
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 
@@ -27,6 +28,23 @@ absl::Status Config::Validate() const {
   if (host_bytes != 0 && host_bytes < (1 << 20)) {
     return absl::InvalidArgumentError(
         absl::StrCat("--host-bytes is ", host_bytes, "; it needs at least ", 1 << 20));
+  }
+  int device = 0;
+  if (gpu != "auto" && gpu != "none" && !(absl::SimpleAtoi(gpu, &device) && device >= 0)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--gpu is ", gpu, "; it needs auto, none or the number of a card"));
+  }
+  if (gpu_bytes != 0 && gpu_bytes < (1 << 20)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--gpu-bytes is ", gpu_bytes, "; it needs at least ", 1 << 20));
+  }
+  if (gpu_batch_us > 10000) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--gpu-batch-us is ", gpu_batch_us, "; at most 10000"));
+  }
+  if (gpu_failure != "continue" && gpu_failure != "exit") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--gpu-failure is ", gpu_failure, "; it needs continue or exit"));
   }
   if (inflight_bytes != 0 && inflight_bytes < (16 << 20)) {
     return absl::InvalidArgumentError(

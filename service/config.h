@@ -15,6 +15,10 @@ struct Config {
   bool insecure = false;
   std::string port_file;          // where to write the port once serving; empty: nowhere
   uint64_t host_bytes = 0;        // of the host tier; 0: a quarter of the memory this process may use
+  std::string gpu = "auto";       // auto: the first if there is one; none; or its number
+  uint64_t gpu_bytes = 0;         // of the gpu tier; 0: three quarters of what is free there
+  uint32_t gpu_batch_us = 0;      // for which an attention call waits for others to go with it
+  std::string gpu_failure = "continue";  // when the card fails: continue on the host, or exit
   uint64_t inflight_bytes = 0;    // of payloads under way; 0: an eighth of that memory, at most 1 GiB
   std::string shm_socket;         // Unix socket that hands out shared memory; empty: none
   uint64_t shm_bytes = 0;         // of all clients' shared memory; 0: as inflight_bytes

@@ -11,7 +11,10 @@
 #include <algorithm>
 #include <climits>
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
+#include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 
@@ -20,7 +23,10 @@
 #include "service/config.h"
 #include "service/engine/engine.h"
 #include "service/engine/executor.h"
+#include "service/engine/gpu_tier.h"
+#include "service/gpu/open_gpu.h"
 #include "service/memory_limit.h"
+#include "service/pool/arena_tier.h"
 #include "service/pool/block_pool.h"
 #include "service/rpc/server.h"
 #include "service/shm/segment_listener.h"
@@ -37,6 +43,16 @@ void AddFlags(CLI::App* app, Config* config) {
   app->add_option("--host-bytes", config->host_bytes,
                   "budget of the host tier, e.g. 4GiB; 0: a quarter of this process's memory limit")
       ->transform(CLI::AsSizeValue(false));
+  app->add_option("--gpu", config->gpu,
+                  "auto: the first card if there is one; none; or its number");
+  app->add_option(
+         "--gpu-bytes", config->gpu_bytes,
+         "budget of the gpu tier, all of it taken at start; 0: three quarters of what is free")
+      ->transform(CLI::AsSizeValue(false));
+  app->add_option("--gpu-batch-us", config->gpu_batch_us,
+                  "for which an attention call waits for others to go to the card with it");
+  app->add_option("--gpu-failure", config->gpu_failure,
+                  "when the card fails: continue from the host tier, or exit");
   app->add_option("--inflight-bytes", config->inflight_bytes,
                   "payload bytes under way at once; 0: an eighth of the limit, at most 1 GiB")
       ->transform(CLI::AsSizeValue(false));
@@ -88,10 +104,72 @@ void KeepFreedMemory(uint64_t inflight_bytes) {
 #endif
 }
 
+// How often copies between the tiers are made, and the card is asked how it is.
+constexpr std::chrono::milliseconds kGpuPeriod{20};
+
 int Fail(const absl::Status& status) {
   spdlog::error("{}", std::string(status.message()));
   return 1;
 }
+
+// Null: none is asked for, or there is none and none is needed.
+absl::StatusOr<std::unique_ptr<Gpu>> OpenCard(const Config& config) {
+  if (config.gpu == "none") return nullptr;
+  GpuOptions options{.tier_bytes = config.gpu_bytes,
+                     .batch_delay = std::chrono::microseconds(config.gpu_batch_us)};
+  if (config.gpu != "auto") options.device = std::stoi(config.gpu);
+  absl::StatusOr<std::unique_ptr<Gpu>> gpu = OpenGpu(options);
+  if (gpu.ok() || config.gpu != "auto" || !absl::IsNotFound(gpu.status())) return gpu;
+  spdlog::info("no gpu tier: {}", std::string(gpu.status().message()));
+  return nullptr;
+}
+
+std::unique_ptr<Tier> TierOf(const Gpu* gpu, uint64_t host_bytes) {
+  if (gpu == nullptr) return nullptr;
+  auto tier = std::make_unique<ArenaTier>(gpu->TierMemory());
+  const size_t bytes = tier->GetStats().budget_bytes;
+  spdlog::info("gpu tier on {}: {} bytes", gpu->name(), bytes);
+  if (bytes > host_bytes) {
+    spdlog::warn(
+        "the gpu tier has {} bytes and the host tier {}: every block has a place in the host "
+        "tier, so that the rest of the card's is never used",
+        bytes, host_bytes);
+  }
+  return tier;
+}
+
+// Says once that the card has failed: to the log and to who asks for the health of "gpu".
+class GpuWatch {
+ public:
+  GpuWatch(GpuTier* tier, bool exit) : tier_(tier), exit_(exit) {}
+
+  void Attach(Server* server) {
+    MutexLock lock(&mu_);
+    server_ = server;
+    if (server != nullptr) server->SetGpuServing(!tier_->failed());
+  }
+  void Look() {
+    if (told_ || !tier_->failed()) return;
+    told_ = true;
+    const GpuTier::Stats stats = tier_->GetStats();
+    spdlog::error("the GPU failed: {}; {} blocks that were there alone are lost{}",
+                  std::string(stats.why.message()), stats.lost_blocks,
+                  exit_ ? "; exiting" : ", the host tier goes on");
+    // Nothing that other threads may still be doing with the card matters any more.
+    if (exit_) std::quick_exit(kGpuFailedExit);
+    MutexLock lock(&mu_);
+    if (server_ != nullptr) server_->SetGpuServing(false);
+  }
+
+ private:
+  static constexpr int kGpuFailedExit = 3;
+
+  GpuTier* const tier_;
+  const bool exit_;
+  bool told_ = false;  // of the one thread that calls Look
+  Mutex mu_;
+  Server* server_ SKETCHKV_GUARDED_BY(mu_) = nullptr;
+};
 
 int Serve(const Config& config, const sigset_t& signals) {
   const absl::StatusOr<Isa> isa = ChooseIsa(config.isa);
@@ -106,10 +184,14 @@ int Serve(const Config& config, const sigset_t& signals) {
   KeepFreedMemory(inflight_bytes);
 
   const SteadyClock clock;
-  BlockPool pool({.budget_bytes = host_bytes}, &clock);
+  const absl::StatusOr<std::unique_ptr<Gpu>> gpu = OpenCard(config);
+  if (!gpu.ok()) return Fail(gpu.status());
+  BlockPool pool({.budget_bytes = host_bytes}, &clock, TierOf(gpu->get(), host_bytes));
   ModelRegistry models(*isa);
   ThreadExecutor executor(threads, config.max_queued, &clock);
-  Engine engine(&models, &pool, &executor);
+  std::optional<GpuTier> gpu_tier;
+  if (*gpu != nullptr) gpu_tier.emplace(gpu->get(), &pool, &models);
+  Engine engine(&models, &pool, &executor, gpu_tier ? &*gpu_tier : nullptr);
   InflightBytes inflight(inflight_bytes);
   WriteWatch writes;
   SegmentTable segments({.client_bytes = config.shm_client_bytes,
@@ -124,6 +206,14 @@ int Serve(const Config& config, const sigset_t& signals) {
     // A second's share of the whole, rounded up.
     engine.Scrub(&cursor, pool.GetStats().sealed_blocks / config.scrub_seconds + 1);
   });
+  std::optional<GpuWatch> gpu_watch;
+  if (gpu_tier) {
+    gpu_watch.emplace(&*gpu_tier, config.gpu_failure == "exit");
+    executor.RunEvery(kGpuPeriod, [&] {
+      gpu_tier->Maintain();
+      gpu_watch->Look();
+    });
+  }
   ServiceContext context{.engine = &engine,
                          .executor = &executor,
                          .inflight = &inflight,
@@ -148,6 +238,10 @@ int Serve(const Config& config, const sigset_t& signals) {
                      .resource_quota_bytes = inflight_bytes + (uint64_t{256} << 20)},
                     &context);
   if (!server.ok()) return Fail(server.status());
+  if (gpu_watch) gpu_watch->Attach(server->get());
+  const absl::Cleanup detach_watch = [&gpu_watch] {
+    if (gpu_watch) gpu_watch->Attach(nullptr);
+  };
   (*server)->SetServing(true);
   if (!config.port_file.empty() && !WritePortFile(config.port_file, (*server)->port())) {
     (*server)->Shutdown(std::chrono::milliseconds(0));

@@ -63,6 +63,10 @@ class GrpcServer final : public Server {
     server_->GetHealthCheckService()->SetServingStatus("sketchkv", serving);
   }
 
+  void SetGpuServing(bool serving) override {
+    server_->GetHealthCheckService()->SetServingStatus("gpu", serving);
+  }
+
   void Shutdown(std::chrono::milliseconds drain) override {
     keep_awake_ = nullptr;
     server_->Shutdown(std::chrono::system_clock::now() + drain);

@@ -25,6 +25,8 @@ class Server {
 
   [[nodiscard]] virtual int port() const = 0;
   virtual void SetServing(bool serving) = 0;
+  // Health of "gpu", which is unknown until this is called.
+  virtual void SetGpuServing(bool serving) = 0;
   // Accepts no more, lets calls under way finish until `drain` has passed, cancels the rest. The
   // executor must still run.
   virtual void Shutdown(std::chrono::milliseconds drain) = 0;

@@ -1,0 +1,295 @@
+#include "service/gpu/attention_batch.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/base/status_macros.h"
+
+namespace sketchkv::gpu {
+namespace {
+
+constexpr size_t kAlignment = 256;
+
+size_t Align(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+uint32_t QueryHeads(const GpuQuery& query) { return query.head_count * query.queries_per_kv_head; }
+
+// Calls visit(row of the request's order, row of the launch) for each row of a piece.
+template <typename Visit>
+void EachRow(const Piece& piece, const Visit& visit) {
+  const GpuQuery& query = piece.job->query;
+  const uint32_t group = query.queries_per_kv_head;
+  size_t to = 0;
+  for (uint32_t head = 0; head < query.head_count; ++head) {
+    for (uint32_t row = piece.row_begin; row < piece.row_end; ++row) {
+      visit(size_t{row / group} * QueryHeads(query) + head * group + row % group, to++);
+    }
+  }
+}
+
+// Calls visit(first row of the request's order, first row of the launch, rows) for each run of
+// rows that repeats for every kv head: from head to head they are queries_per_kv_head, and
+// num_rows(), apart.
+template <typename Visit>
+absl::Status EachRun(const Piece& piece, const Visit& visit) {
+  const GpuQuery& query = piece.job->query;
+  const uint32_t group = query.queries_per_kv_head;
+  for (uint32_t row = piece.row_begin; row < piece.row_end;) {
+    const uint32_t end = std::min(piece.row_end, (row / group + 1) * group);
+    SKETCHKV_RETURN_IF_ERROR(visit(size_t{row / group} * QueryHeads(query) + row % group,
+                                   size_t{row - piece.row_begin}, size_t{end - row}));
+    row = end;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+AttentionBatch::~AttentionBatch() {
+  for (const Table& table : placed_) {
+    if (table.kept) tables_->Release(*table.kept, done_);
+  }
+}
+
+bool AttentionBatch::Launch::Takes(const Piece& piece) const {
+  const Piece& first = sequences.front().piece;
+  const GpuQuery& a = first.job->query;
+  const GpuQuery& b = piece.job->query;
+  return first.model == piece.model && a.layer == b.layer && a.head_begin == b.head_begin &&
+         a.head_count == b.head_count && first.num_rows() == piece.num_rows() &&
+         first.job->options.softmax_scale == piece.job->options.softmax_scale &&
+         first.job->options.logit_softcap == piece.job->options.logit_softcap &&
+         sequences.size() < cuda::kMaxSequences &&
+         (sequences.size() + 1) * piece.num_pairs() <= Lane::kMaxPairs;
+}
+
+size_t AttentionBatch::Launch::rows() const {
+  return sequences.size() * query().head_count * sequences.front().piece.num_rows();
+}
+
+bool AttentionBatch::Add(const Piece& piece) {
+  const KvLayout& layout = piece.job->query.model->layout();
+  const size_t rows = size_t{piece.num_rows()} * piece.num_pairs();
+  const size_t bytes =
+      rows * (layout.head_dim + layout.value_dim + 1) * sizeof(float) + 3 * kAlignment;
+  const GpuBlocks& blocks = *piece.job->query.blocks;
+  if (!launches_.empty() && (staging_bytes_ + bytes > Lane::kStagingBytes ||
+                             table_blocks_ + blocks.slots.size() > Lane::kTableBlocks)) {
+    return false;
+  }
+  staging_bytes_ += bytes;
+  const GpuQuery& query = piece.job->query;
+  const Sequence sequence{piece, {PlaceTable(blocks), query.token_begin, query.token_end}};
+  for (Launch& launch : launches_) {
+    if (!launch.Takes(piece)) continue;
+    launch.sequences.push_back(sequence);
+    return true;
+  }
+  launches_.emplace_back().sequences.push_back(sequence);
+  return true;
+}
+
+uint32_t AttentionBatch::PlaceTable(const GpuBlocks& blocks) {
+  for (const Table& table : placed_) {
+    if (table.blocks == &blocks) return table.first_block;
+  }
+  Table table{&blocks, 0, tables_->Find(blocks)};
+  if (table.kept) {
+    table.first_block = table.kept->first_block;
+  } else {
+    table.first_block = BlockTables::OfLane(lane_index_) + table_blocks_;
+    table_blocks_ += static_cast<uint32_t>(blocks.slots.size());
+  }
+  placed_.push_back(table);
+  return table.first_block;
+}
+
+void AttentionBatch::LayOut() {
+  size_t end = 0;
+  const auto take = [&end](size_t bytes) {
+    const size_t begin = end;
+    end += Align(bytes);
+    return begin;
+  };
+  for (Launch& launch : launches_) {
+    launch.queries = take(launch.rows() * cuda::kDim * sizeof(float));
+  }
+  queries_end_ = end;
+  for (Launch& launch : launches_) {
+    launch.out = take(launch.rows() * cuda::kDim * sizeof(float));
+    launch.lse = take(launch.rows() * sizeof(float));
+  }
+  staging_bytes_ = end;
+}
+
+absl::Status AttentionBatch::CopyQueriesUp() {
+  constexpr size_t kRowBytes = cuda::kDim * sizeof(float);
+  for (const Launch& launch : launches_) {
+    size_t at = launch.queries;
+    for (const Sequence& sequence : launch.sequences) {
+      const Piece& piece = sequence.piece;
+      if (piece.place == Place::kHost) {
+        EachRow(piece, [&](size_t from, size_t to) {
+          std::memcpy(lane_->host(at + to * kRowBytes),
+                      piece.job->query.queries + from * cuda::kDim, kRowBytes);
+        });
+      }
+      at += size_t{piece.num_rows()} * piece.num_pairs() * kRowBytes;
+    }
+  }
+  SKETCHKV_RETURN_IF_ERROR(lane_->Up(0, queries_end_));
+  // Over what was copied for them; and to the host, which looks whether they are finite.
+  for (const Launch& launch : launches_) {
+    size_t at = launch.queries;
+    for (const Sequence& sequence : launch.sequences) {
+      const Piece& piece = sequence.piece;
+      const size_t bytes = size_t{piece.num_rows()} * piece.num_pairs() * kRowBytes;
+      if (piece.place == Place::kGpu) {
+        SKETCHKV_RETURN_IF_ERROR(EachRun(piece, [&](size_t from, size_t to, size_t rows) {
+          return CudaStatus(
+              cudaMemcpy2DAsync(lane_->device(at + to * kRowBytes), piece.num_rows() * kRowBytes,
+                                piece.job->query.queries + from * cuda::kDim,
+                                piece.job->query.queries_per_kv_head * kRowBytes, rows * kRowBytes,
+                                piece.num_pairs(), cudaMemcpyDeviceToDevice, lane_->stream()),
+              "copying queries");
+        }));
+        SKETCHKV_RETURN_IF_ERROR(lane_->Down(at, at + bytes));
+      }
+      at += bytes;
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status AttentionBatch::CopyTablesUp() {
+  uint32_t staged = 0;
+  const auto copy = [&](uint32_t to, uint32_t from, size_t count) {
+    return CudaStatus(
+        cudaMemcpyAsync(tables_->device(to), lane_->host_tables() + from, count * sizeof(void*),
+                        cudaMemcpyHostToDevice, lane_->stream()),
+        "copying block tables");
+  };
+  // Tables of this batch stand together, in order.
+  for (const Table& table : placed_) {
+    if (table.kept) continue;
+    const auto& slots = table.blocks->slots;
+    std::memcpy(lane_->host_tables() + staged, slots.data(), slots.size_bytes());
+    staged += static_cast<uint32_t>(slots.size());
+  }
+  if (staged > 0) SKETCHKV_RETURN_IF_ERROR(copy(BlockTables::OfLane(lane_index_), 0, staged));
+  for (const Table& table : placed_) {
+    if (!table.kept || !table.kept->fill) continue;
+    const auto& slots = table.blocks->slots;
+    if (staged + slots.size() > Lane::kTableBlocks) {  // the stream has read what is there
+      SKETCHKV_RETURN_IF_ERROR(lane_->Wait());
+      staged = 0;
+    }
+    std::memcpy(lane_->host_tables() + staged, slots.data(), slots.size_bytes());
+    SKETCHKV_RETURN_IF_ERROR(copy(table.first_block, staged, slots.size()));
+    staged += static_cast<uint32_t>(slots.size());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status AttentionBatch::Start(const Launch& launch) {
+  const Piece& first = launch.sequences.front().piece;
+  const GpuQuery& query = first.job->query;
+  std::vector<cuda::TokenRange> ranges;
+  for (const Sequence& sequence : launch.sequences) ranges.push_back(sequence.range);
+  cuda::AttendArgs args{};
+  cuda::Schedule(ranges, query.head_count, max_thread_blocks_, &args.chain);
+  const BlockCodec& codec = *query.model->codec;
+  args.chain.slots = tables_->base();
+  args.chain.cell_offset = codec.cell_offset(query.layer, query.head_begin);
+  args.chain.cell_stride = codec.cell_bytes(query.layer);
+  args.queries = reinterpret_cast<const float*>(lane_->device(launch.queries));
+  args.num_queries = first.num_rows();
+  args.softmax_scale = first.job->options.softmax_scale;
+  args.logit_softcap = first.job->options.logit_softcap;
+  args.partials = lane_->partials();
+  args.arrivals = lane_->arrivals();
+  args.out = reinterpret_cast<float*>(lane_->device(launch.out));
+  args.lse = reinterpret_cast<float*>(lane_->device(launch.lse));
+  const cuda::CodecPlan& plan = first.model->plan(first.model->plan_of(query.layer));
+  return CudaStatus(cuda::LaunchAttend(plan.cell, args, lane_->stream()), "attention");
+}
+
+absl::Status AttentionBatch::CopyAnswersOnCard(const Launch& launch) {
+  constexpr size_t kRowBytes = cuda::kDim * sizeof(float);
+  size_t row = 0;
+  for (const Sequence& sequence : launch.sequences) {
+    const Piece& piece = sequence.piece;
+    const size_t rows = size_t{piece.num_rows()} * piece.num_pairs();
+    if (piece.place == Place::kGpu) {
+      const size_t group = piece.job->query.queries_per_kv_head;
+      SKETCHKV_RETURN_IF_ERROR(EachRun(piece, [&](size_t to, size_t from, size_t run) {
+        const auto copy = [&](float* into, size_t at, size_t bytes) {
+          return CudaStatus(
+              cudaMemcpy2DAsync(into, group * bytes, lane_->device(at + (row + from) * bytes),
+                                piece.num_rows() * bytes, run * bytes, piece.num_pairs(),
+                                cudaMemcpyDeviceToDevice, lane_->stream()),
+              "copying outputs");
+        };
+        SKETCHKV_RETURN_IF_ERROR(copy(piece.job->out + to * cuda::kDim, launch.out, kRowBytes));
+        return copy(piece.job->lse + to, launch.lse, sizeof(float));
+      }));
+    }
+    row += rows;
+  }
+  return absl::OkStatus();
+}
+
+void AttentionBatch::GiveAnswers(const Launch& launch) {
+  const auto* const out = reinterpret_cast<const float*>(lane_->host(launch.out));
+  const auto* const lse = reinterpret_cast<const float*>(lane_->host(launch.lse));
+  size_t row = 0;
+  for (const Sequence& sequence : launch.sequences) {
+    const Piece& piece = sequence.piece;
+    if (piece.place == Place::kHost) {
+      EachRow(piece, [&](size_t to, size_t from) {
+        std::copy_n(out + (row + from) * cuda::kDim, cuda::kDim, piece.job->out + to * cuda::kDim);
+        piece.job->lse[to] = lse[row + from];
+      });
+    }
+    row += size_t{piece.num_rows()} * piece.num_pairs();
+  }
+}
+
+// Queries that lie on the host were looked at before.
+void AttentionBatch::CheckQueries(const Launch& launch) {
+  const auto* next = reinterpret_cast<const float*>(lane_->host(launch.queries));
+  for (const Sequence& sequence : launch.sequences) {
+    const Piece& piece = sequence.piece;
+    const size_t floats = size_t{piece.num_rows()} * piece.num_pairs() * cuda::kDim;
+    const float* const end = next + floats;
+    if (piece.place == Place::kGpu) {
+      const float* const bad =
+          std::find_if_not(next, end, [](float x) { return std::isfinite(x); });
+      if (bad != end) {
+        *piece.refused = absl::InvalidArgumentError(
+            absl::StrCat("queries has ", *bad, " at channel ", (bad - next) % cuda::kDim));
+      }
+    }
+    next = end;
+  }
+}
+
+absl::Status AttentionBatch::Run() {
+  LayOut();
+  SKETCHKV_RETURN_IF_ERROR(CopyQueriesUp());
+  SKETCHKV_RETURN_IF_ERROR(CopyTablesUp());
+  for (const Launch& launch : launches_) SKETCHKV_RETURN_IF_ERROR(Start(launch));
+  for (const Launch& launch : launches_) SKETCHKV_RETURN_IF_ERROR(CopyAnswersOnCard(launch));
+  SKETCHKV_RETURN_IF_ERROR(lane_->Down(queries_end_, staging_bytes_));
+  SKETCHKV_RETURN_IF_ERROR(lane_->Wait());
+  done_ = true;
+  for (const Launch& launch : launches_) {
+    CheckQueries(launch);
+    GiveAnswers(launch);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace sketchkv::gpu

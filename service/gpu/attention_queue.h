@@ -1,0 +1,63 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "kernels/base/mutex.h"
+#include "service/gpu/attention_batch.h"
+
+namespace sketchkv::gpu {
+
+// Brings attention of all callers to the card. There is no thread of its own: whoever waits while a
+// lane is idle takes what is waiting, its own and others', and computes it. So what arrives while
+// the lanes are busy is answered together, and a single call is not handed over to anybody.
+// Thread-safe.
+class AttentionQueue {
+ public:
+  // `delay`: for how long a caller lets others come before it starts a batch. All outlive it.
+  AttentionQueue(Lanes* lanes, BlockTables* tables, uint32_t max_thread_blocks,
+                 std::chrono::microseconds delay)
+      : lanes_(lanes), tables_(tables), max_thread_blocks_(max_thread_blocks), delay_(delay) {}
+
+  // Waits for the answers. UNAVAILABLE: the card failed, during this batch or an earlier one.
+  [[nodiscard]] absl::Status Run(std::span<const GpuAttention> jobs,
+                                 const std::shared_ptr<const GpuModel>& model, Place place);
+
+  struct Stats {
+    uint64_t calls = 0;
+    uint64_t batches = 0;
+  };
+  [[nodiscard]] Stats GetStats();
+
+ private:
+  struct Call {
+    size_t left = 0;  // pieces
+    absl::Status status;
+    absl::Status refused;
+  };
+  struct Waiting {
+    Piece piece;
+    Call* call;
+  };
+
+  // Takes what one lane can do and does it.
+  void RunBatch() SKETCHKV_REQUIRES(mu_);
+
+  Lanes* const lanes_;
+  BlockTables* const tables_;
+  const uint32_t max_thread_blocks_;
+  const std::chrono::microseconds delay_;
+
+  Mutex mu_;
+  CondVar changed_;
+  std::deque<Waiting> waiting_ SKETCHKV_GUARDED_BY(mu_);
+  size_t running_ SKETCHKV_GUARDED_BY(mu_) = 0;  // batches, at most one a lane
+  Stats stats_ SKETCHKV_GUARDED_BY(mu_);
+};
+
+}  // namespace sketchkv::gpu

@@ -1,0 +1,151 @@
+#include "service/gpu/cuda_gpu.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/base/status_macros.h"
+#include "service/gpu/copier.h"
+#include "service/gpu/scores.h"
+
+namespace sketchkv::gpu {
+namespace {
+
+constexpr size_t kAttentionLanes = 2;
+constexpr size_t kCopyLanes = 2;
+// Of the tier: never one huge allocation, which is slow to make and, where memory is scattered,
+// fails first.
+constexpr uint64_t kChunkBytes = uint64_t{1} << 30;
+// For CUDA's own needs and what other processes ask for at the same time.
+constexpr uint64_t kSpareBytes = uint64_t{256} << 20;
+// Thread blocks of attention that run at a time (kernels/cuda/attend.cu).
+constexpr uint32_t kThreadBlocksPerSm = 3;
+
+absl::StatusOr<std::unique_ptr<Lanes>> CreateLanes(size_t count, uint32_t max_thread_blocks) {
+  std::vector<std::unique_ptr<Lane>> lanes;
+  for (size_t i = 0; i < count; ++i) {
+    SKETCHKV_ASSIGN_OR_RETURN(std::unique_ptr<Lane> lane, Lane::Create(max_thread_blocks));
+    lanes.push_back(std::move(lane));
+  }
+  return std::make_unique<Lanes>(std::move(lanes));
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<CudaGpu>> CudaGpu::Open(const GpuOptions& options) {
+  int count = 0;
+  const cudaError_t counted = cudaGetDeviceCount(&count);
+  if (counted != cudaSuccess || options.device >= count) {
+    return absl::NotFoundError(
+        counted != cudaSuccess
+            ? absl::StrCat("no GPU: ", cudaGetErrorString(counted))
+            : absl::StrCat("GPU ", options.device, " is not there; there are ", count));
+  }
+  std::unique_ptr<CudaGpu> gpu(new CudaGpu);
+  gpu->device_ = options.device;
+  SKETCHKV_RETURN_IF_ERROR(gpu->UseDevice());
+  cudaDeviceProp properties;
+  SKETCHKV_RETURN_IF_CUDA_ERROR(cudaGetDeviceProperties(&properties, options.device));
+  gpu->name_ = properties.name;
+  if (properties.major < 8) {
+    return absl::NotFoundError(absl::StrCat(gpu->name_, " has compute capability ",
+                                            properties.major, ".", properties.minor,
+                                            "; it needs 8.0"));
+  }
+  const uint32_t thread_blocks = kThreadBlocksPerSm * properties.multiProcessorCount;
+  SKETCHKV_ASSIGN_OR_RETURN(gpu->attention_lanes_, CreateLanes(kAttentionLanes, thread_blocks));
+  SKETCHKV_ASSIGN_OR_RETURN(gpu->copy_lanes_, CreateLanes(kCopyLanes, thread_blocks));
+  SKETCHKV_ASSIGN_OR_RETURN(gpu->tables_, BlockTables::Create(kAttentionLanes));
+  gpu->attention_ = std::make_unique<AttentionQueue>(
+      gpu->attention_lanes_.get(), gpu->tables_.get(), thread_blocks, options.batch_delay);
+  SKETCHKV_RETURN_IF_ERROR(gpu->TakeTier(options.tier_bytes));
+  return gpu;
+}
+
+absl::Status CudaGpu::TakeTier(uint64_t bytes) {
+  size_t free = 0, total = 0;
+  SKETCHKV_RETURN_IF_CUDA_ERROR(cudaMemGetInfo(&free, &total));
+  const uint64_t most = free > kSpareBytes ? free - kSpareBytes : 0;
+  if (bytes == 0) bytes = std::min<uint64_t>(free / 4 * 3, most);
+  if (bytes > most) {
+    return absl::ResourceExhaustedError(absl::StrCat("--gpu-bytes is ", bytes, "; ", name_, " has ",
+                                                     most, " free, beside ", kSpareBytes,
+                                                     " to spare"));
+  }
+  for (uint64_t taken = 0; taken < bytes; taken += kChunkBytes) {
+    SKETCHKV_ASSIGN_OR_RETURN(DeviceBuffer chunk,
+                              DeviceBuffer::Create(std::min(kChunkBytes, bytes - taken)));
+    tier_.push_back(std::move(chunk));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CudaGpu::UseDevice() const {
+  return CudaStatus(cudaSetDevice(device_), "choosing the card");
+}
+
+std::vector<std::span<std::byte>> CudaGpu::TierMemory() const {
+  std::vector<std::span<std::byte>> chunks;
+  for (const DeviceBuffer& chunk : tier_) chunks.push_back(chunk.bytes());
+  return chunks;
+}
+
+bool CudaGpu::Takes(const std::shared_ptr<const Model>& model) {
+  return models_.Get(*model) != nullptr;
+}
+
+absl::Status CudaGpu::CopyToHost(std::span<const std::byte> from, std::byte* to) {
+  SKETCHKV_RETURN_IF_ERROR(UseDevice());
+  const Lanes::Hold lane = copy_lanes_->Take();
+  return CopyDown(&*lane, from, to);
+}
+
+absl::Status CudaGpu::CopyToGpu(std::span<const std::byte> from, std::byte* to) {
+  SKETCHKV_RETURN_IF_ERROR(UseDevice());
+  const Lanes::Hold lane = copy_lanes_->Take();
+  return CopyUp(&*lane, from, to);
+}
+
+absl::Status CudaGpu::Attend(std::span<const GpuAttention> jobs, Place place) {
+  if (jobs.empty()) return absl::OkStatus();
+  SKETCHKV_RETURN_IF_ERROR(UseDevice());
+  return attention_->Run(jobs, models_.Get(*jobs.front().query.model), place);
+}
+
+absl::Status CudaGpu::Score(std::span<const GpuScores> jobs) {
+  SKETCHKV_RETURN_IF_ERROR(UseDevice());
+  for (const GpuScores& job : jobs) {
+    const Lanes::Hold lane = attention_lanes_->Take();
+    SKETCHKV_RETURN_IF_ERROR(
+        ComputeScoresOn(&*lane, lane.index(), tables_.get(), *models_.Get(*job.query.model), job));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CudaGpu::Encode(const GpuPart& part, Place place, const std::byte* payload) {
+  return absl::UnimplementedError("encoding on the card");
+}
+
+absl::Status CudaGpu::Decode(const GpuPart& part, DType dtype, std::byte* payload) {
+  return absl::UnimplementedError("decoding on the card");
+}
+
+absl::StatusOr<std::shared_ptr<std::byte>> CudaGpu::OpenShared(const GpuIpcHandle& handle) {
+  return absl::UnimplementedError("memory of other processes");
+}
+
+absl::Status CudaGpu::Check() {
+  SKETCHKV_RETURN_IF_ERROR(UseDevice());
+  return CudaStatus(
+      cudaStreamQuery(nullptr) == cudaErrorNotReady ? cudaSuccess : cudaPeekAtLastError(),
+      "the card");
+}
+
+}  // namespace sketchkv::gpu
+
+namespace sketchkv {
+
+absl::StatusOr<std::unique_ptr<Gpu>> OpenGpu(const GpuOptions& options) {
+  return gpu::CudaGpu::Open(options);
+}
+
+}  // namespace sketchkv

@@ -1,0 +1,53 @@
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "service/engine/gpu.h"
+#include "service/gpu/attention_queue.h"
+#include "service/gpu/block_tables.h"
+#include "service/gpu/buffer.h"
+#include "service/gpu/gpu_model.h"
+#include "service/gpu/lane.h"
+#include "service/gpu/open_gpu.h"
+
+namespace sketchkv::gpu {
+
+// A card through CUDA. All its memory is taken by Open.
+class CudaGpu final : public Gpu {
+ public:
+  [[nodiscard]] static absl::StatusOr<std::unique_ptr<CudaGpu>> Open(const GpuOptions& options);
+
+  [[nodiscard]] std::vector<std::span<std::byte>> TierMemory() const override;
+  [[nodiscard]] bool Takes(const std::shared_ptr<const Model>& model) override;
+  [[nodiscard]] absl::Status CopyToHost(std::span<const std::byte> from, std::byte* to) override;
+  [[nodiscard]] absl::Status CopyToGpu(std::span<const std::byte> from, std::byte* to) override;
+  [[nodiscard]] absl::Status Attend(std::span<const GpuAttention> jobs, Place place) override;
+  [[nodiscard]] absl::Status Score(std::span<const GpuScores> jobs) override;
+  [[nodiscard]] absl::Status Encode(const GpuPart& part, Place place,
+                                    const std::byte* payload) override;
+  [[nodiscard]] absl::Status Decode(const GpuPart& part, DType dtype, std::byte* payload) override;
+  [[nodiscard]] absl::StatusOr<std::shared_ptr<std::byte>> OpenShared(
+      const GpuIpcHandle& handle) override;
+  [[nodiscard]] absl::Status Check() override;
+  [[nodiscard]] std::string name() const override { return name_; }
+
+ private:
+  CudaGpu() = default;
+  absl::Status TakeTier(uint64_t bytes);
+  // CUDA calls are for the thread's device, and threads come from outside.
+  absl::Status UseDevice() const;
+
+  int device_ = 0;
+  std::string name_;
+  std::vector<DeviceBuffer> tier_;
+  GpuModels models_;
+  std::unique_ptr<Lanes> attention_lanes_;
+  std::unique_ptr<Lanes> copy_lanes_;  // of copies, encoding and decoding
+  std::unique_ptr<BlockTables> tables_;
+  std::unique_ptr<AttentionQueue> attention_;
+};
+
+}  // namespace sketchkv::gpu

@@ -1,0 +1,92 @@
+#include "service/gpu/lane.h"
+
+#include <chrono>
+#include <thread>
+
+#include "kernels/cuda/launch.h"
+
+namespace sketchkv::gpu {
+namespace {
+
+// Most calls are done in less, and a thread that sleeps takes longer than that to wake up.
+constexpr std::chrono::microseconds kSpin{300};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Lane>> Lane::Create(uint32_t max_thread_blocks) {
+  std::unique_ptr<Lane> lane(new Lane);
+  SKETCHKV_RETURN_IF_CUDA_ERROR(cudaStreamCreateWithFlags(&lane->stream_, cudaStreamNonBlocking));
+  for (cudaEvent_t& done : lane->done_) {
+    SKETCHKV_RETURN_IF_CUDA_ERROR(
+        cudaEventCreateWithFlags(&done, cudaEventDisableTiming | cudaEventBlockingSync));
+  }
+  SKETCHKV_ASSIGN_OR_RETURN(lane->pinned_, PinnedBuffer::Create(kStagingBytes));
+  SKETCHKV_ASSIGN_OR_RETURN(lane->device_, DeviceBuffer::Create(kStagingBytes));
+  SKETCHKV_ASSIGN_OR_RETURN(lane->pinned_tables_,
+                            PinnedBuffer::Create(kTableBlocks * sizeof(const uint8_t*)));
+  SKETCHKV_ASSIGN_OR_RETURN(lane->partials_,
+                            DeviceBuffer::Create((size_t{max_thread_blocks} + kMaxPairs) *
+                                                 cuda::kPartialFloats * sizeof(float)));
+  SKETCHKV_ASSIGN_OR_RETURN(lane->arrivals_, DeviceBuffer::Create(kMaxPairs * sizeof(uint32_t)));
+  SKETCHKV_RETURN_IF_CUDA_ERROR(
+      cudaMemsetAsync(lane->arrivals_.data(), 0, lane->arrivals_.size(), lane->stream_));
+  SKETCHKV_RETURN_IF_ERROR(lane->Wait());
+  return lane;
+}
+
+Lane::~Lane() {
+  for (const cudaEvent_t done : done_) {
+    if (done != nullptr) (void)cudaEventDestroy(done);
+  }
+  if (stream_ != nullptr) (void)cudaStreamDestroy(stream_);
+}
+
+absl::Status Lane::Up(size_t begin, size_t end) {
+  if (begin == end) return absl::OkStatus();
+  return CudaStatus(
+      cudaMemcpyAsync(device(begin), host(begin), end - begin, cudaMemcpyHostToDevice, stream_),
+      "copying to the card");
+}
+
+absl::Status Lane::Down(size_t begin, size_t end) {
+  if (begin == end) return absl::OkStatus();
+  return CudaStatus(
+      cudaMemcpyAsync(host(begin), device(begin), end - begin, cudaMemcpyDeviceToHost, stream_),
+      "copying from the card");
+}
+
+absl::Status Lane::Wait() {
+  SKETCHKV_RETURN_IF_ERROR(MarkHalf(0));
+  return WaitForHalf(0);
+}
+
+absl::Status Lane::MarkHalf(size_t half) {
+  return CudaStatus(cudaEventRecord(done_[half], stream_), "recording an event");
+}
+
+absl::Status Lane::WaitForHalf(size_t half) {
+  const auto until = std::chrono::steady_clock::now() + kSpin;
+  cudaError_t state = cudaEventQuery(done_[half]);
+  while (state == cudaErrorNotReady && std::chrono::steady_clock::now() < until) {
+    std::this_thread::yield();
+    state = cudaEventQuery(done_[half]);
+  }
+  if (state == cudaErrorNotReady) state = cudaEventSynchronize(done_[half]);
+  return CudaStatus(state, "work on the card");
+}
+
+Lanes::Hold Lanes::Take() {
+  MutexLock lock(&mu_);
+  while (idle_.empty()) returned_.Wait(&mu_);
+  const size_t index = idle_.back();
+  idle_.pop_back();
+  return {this, index};
+}
+
+void Lanes::Return(size_t index) {
+  MutexLock lock(&mu_);
+  idle_.push_back(index);
+  returned_.NotifyOne();
+}
+
+}  // namespace sketchkv::gpu

@@ -1,0 +1,101 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/base/mutex.h"
+#include "service/gpu/buffer.h"
+
+namespace sketchkv::gpu {
+
+// A stream and what a call needs on it, made once: nothing is allocated later. One caller at a
+// time.
+class Lane {
+ public:
+  // Of the staging area; a call that needs more goes in pieces.
+  static constexpr size_t kStagingBytes = size_t{16} << 20;
+  // (sequence, kv head) pairs of one launch of attention.
+  static constexpr uint32_t kMaxPairs = 4096;
+  // Blocks of tables that are for one batch only.
+  static constexpr uint32_t kTableBlocks = uint32_t{1} << 20;
+
+  // `max_thread_blocks`: of one launch of attention.
+  [[nodiscard]] static absl::StatusOr<std::unique_ptr<Lane>> Create(uint32_t max_thread_blocks);
+  ~Lane();
+  Lane(const Lane&) = delete;
+  Lane& operator=(const Lane&) = delete;
+
+  [[nodiscard]] cudaStream_t stream() const { return stream_; }
+  // The staging area, on the host and on the card: what lies at an offset of one is copied to the
+  // same of the other.
+  [[nodiscard]] std::byte* host(size_t offset) const { return pinned_.data() + offset; }
+  [[nodiscard]] std::byte* device(size_t offset) const { return device_.data() + offset; }
+  [[nodiscard]] absl::Status Up(size_t begin, size_t end);
+  [[nodiscard]] absl::Status Down(size_t begin, size_t end);
+  // Where tables of this batch are written before they go to the card: [kTableBlocks].
+  [[nodiscard]] const uint8_t** host_tables() const {
+    return reinterpret_cast<const uint8_t**>(pinned_tables_.data());
+  }
+  [[nodiscard]] float* partials() const { return reinterpret_cast<float*>(partials_.data()); }
+  [[nodiscard]] uint32_t* arrivals() const { return reinterpret_cast<uint32_t*>(arrivals_.data()); }
+
+  // Until the card has done all that was asked of the stream.
+  [[nodiscard]] absl::Status Wait();
+  // The same in two parts, for one half of the staging area while the other is in use.
+  [[nodiscard]] absl::Status MarkHalf(size_t half);
+  [[nodiscard]] absl::Status WaitForHalf(size_t half);
+
+ private:
+  Lane() = default;
+
+  cudaStream_t stream_ = nullptr;
+  cudaEvent_t done_[2] = {};  // Wait takes the first
+  PinnedBuffer pinned_, pinned_tables_;
+  DeviceBuffer device_, partials_, arrivals_;
+};
+
+// The lanes of a card. Thread-safe.
+class Lanes {
+ public:
+  explicit Lanes(std::vector<std::unique_ptr<Lane>> lanes) : lanes_(std::move(lanes)) {
+    for (size_t i = 0; i < lanes_.size(); ++i) idle_.push_back(i);
+  }
+
+  // A lane to one caller, until it goes.
+  class Hold {
+   public:
+    Hold(Lanes* lanes, size_t index) : lanes_(lanes), index_(index) {}
+    Hold(Hold&& other) noexcept
+        : lanes_(std::exchange(other.lanes_, nullptr)), index_(other.index_) {}
+    Hold& operator=(Hold&&) = delete;
+    ~Hold() {
+      if (lanes_ != nullptr) lanes_->Return(index_);
+    }
+    [[nodiscard]] Lane& operator*() const { return *lanes_->lanes_[index_]; }
+    [[nodiscard]] Lane* operator->() const { return lanes_->lanes_[index_].get(); }
+    [[nodiscard]] size_t index() const { return index_; }
+
+   private:
+    Lanes* lanes_;
+    size_t index_;
+  };
+  // Waits for one.
+  [[nodiscard]] Hold Take();
+  [[nodiscard]] size_t size() const { return lanes_.size(); }
+
+ private:
+  void Return(size_t index);
+
+  const std::vector<std::unique_ptr<Lane>> lanes_;
+  Mutex mu_;
+  CondVar returned_;
+  std::vector<size_t> idle_ SKETCHKV_GUARDED_BY(mu_);
+};
+
+}  // namespace sketchkv::gpu

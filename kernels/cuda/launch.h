@@ -153,6 +153,19 @@ struct DecodeArgs {
   size_t key_stride, value_stride;
 };
 
+// A cell to make a checksum of.
+struct StoredCell {
+  const uint8_t* cell;  // 16-byte aligned
+  uint64_t seed;        // of its checksum
+  uint32_t bytes;       // a multiple of 64, not 0
+};
+
+struct ChecksumArgs {
+  const StoredCell* cells;  // device memory
+  uint32_t num_cells;
+  uint32_t* checksums;  // [num_cells]: the lower half of XXH3, 64 bits, with the cell's seed
+};
+
 // Results are there when the stream has come so far. Relative error below 1e-3 of the
 // CPU's (README.md).
 cudaError_t LaunchAttend(const CellPlan& plan, const AttendArgs& args, cudaStream_t stream);
@@ -160,5 +173,7 @@ cudaError_t LaunchScore(const CellPlan& plan, const ScoreArgs& args, cudaStream_
 // Bytes equal to the CPU's, both ways.
 cudaError_t LaunchEncode(const CodecPlan& plan, const EncodeArgs& args, cudaStream_t stream);
 cudaError_t LaunchDecode(const CodecPlan& plan, const DecodeArgs& args, cudaStream_t stream);
+// Of cells of any model.
+cudaError_t LaunchChecksum(const ChecksumArgs& args, cudaStream_t stream);
 
 }  // namespace sketchkv::cuda

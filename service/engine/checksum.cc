@@ -43,8 +43,8 @@ CellChecksummer::CellChecksummer(const BlockKey& key, uint32_t num_tokens) {
 }
 
 uint32_t CellChecksummer::Of(uint32_t layer, uint32_t head, std::span<const std::byte> cell) const {
-  const uint64_t seed = block_seed_ ^ (uint64_t{layer} << 32 | head);
-  return static_cast<uint32_t>(XXH3_64bits_withSeed(cell.data(), cell.size(), seed));
+  return static_cast<uint32_t>(
+      XXH3_64bits_withSeed(cell.data(), cell.size(), SeedOf(layer, head)));
 }
 
 }  // namespace sketchkv

@@ -36,6 +36,10 @@ class SteppedChecksum {
 class CellChecksummer {
  public:
   CellChecksummer(const BlockKey& key, uint32_t num_tokens);
+  // Of the checksum of a cell.
+  [[nodiscard]] uint64_t SeedOf(uint32_t layer, uint32_t head) const {
+    return block_seed_ ^ (uint64_t{layer} << 32 | head);
+  }
   [[nodiscard]] uint32_t Of(uint32_t layer, uint32_t head, std::span<const std::byte> cell) const;
 
  private:

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
+#include "service/gpu/codec_job.h"
 #include "service/gpu/copier.h"
 #include "service/gpu/scores.h"
 
@@ -122,11 +123,16 @@ absl::Status CudaGpu::Score(std::span<const GpuScores> jobs) {
 }
 
 absl::Status CudaGpu::Encode(const GpuPart& part, Place place, const std::byte* payload) {
-  return absl::UnimplementedError("encoding on the card");
+  if (place == Place::kHost) return absl::UnimplementedError("encoding on the card from the host");
+  SKETCHKV_RETURN_IF_ERROR(UseDevice());
+  const Lanes::Hold lane = copy_lanes_->Take();
+  return EncodeOn(&*lane, *models_.Get(*part.model), part, payload);
 }
 
 absl::Status CudaGpu::Decode(const GpuPart& part, DType dtype, std::byte* payload) {
-  return absl::UnimplementedError("decoding on the card");
+  SKETCHKV_RETURN_IF_ERROR(UseDevice());
+  const Lanes::Hold lane = copy_lanes_->Take();
+  return DecodeOn(&*lane, *models_.Get(*part.model), part, dtype, payload);
 }
 
 absl::StatusOr<std::shared_ptr<std::byte>> CudaGpu::OpenShared(const GpuIpcHandle& handle) {

@@ -7,6 +7,7 @@
 #include <thread>
 #include <vector>
 
+#include "service/engine/cell_source.h"
 #include "service/engine/gpu_tier.h"
 #include "service/gpu/open_gpu.h"
 #include "service/pool/arena_tier.h"
@@ -210,6 +211,80 @@ TEST_P(GpuEngineTest, BytesComeBackFromTheCardAsTheyWere) {
     ASSERT_THAT(gpu_->CopyToHost({pins[i].gpu, copy.size()}, copy.data()), IsOk());
     EXPECT_EQ(std::memcmp(copy.data(), pins[i].bytes.data(), copy.size()), 0) << i;
   }
+}
+
+// A part of a block, as the host stored it, and its rows in memory of the card.
+struct PartOnCard {
+  PartOnCard(const std::shared_ptr<const Model>& model, const RawPart& raw, const BlockKey& key)
+      : rows(std::span<const std::byte>(Bytes(raw.payload))),
+        slot(model->shape.slot_bytes),
+        cells(CellsOf(raw.layout.range)),
+        seeds(cells.size()),
+        checksums(cells.size()) {
+    const CellChecksummer checksummer(key, raw.layout.num_tokens);
+    for (size_t i = 0; i < cells.size(); ++i) {
+      seeds[i] = checksummer.SeedOf(cells[i].layer, cells[i].head);
+    }
+    slot.Fill(0xA5);
+    part = {.model = model,
+            .layout = raw.layout,
+            .cells = cells,
+            .slot = slot.data(),
+            .seeds = seeds,
+            .checksums = checksums};
+  }
+
+  testing::DeviceArray<std::byte> rows, slot;
+  std::vector<WriteHandle::Cell> cells;
+  std::vector<uint64_t> seeds;
+  std::vector<uint32_t> checksums;
+  GpuPart part;
+};
+
+TEST_P(GpuEngineTest, RowsOnTheCardBecomeTheSameBytesAndChecksums) {
+  for (const RawOrder order : {RawOrder::kNhd, RawOrder::kHnd}) {
+    const uint32_t tokens = GetParam().block_tokens - 3;
+    const RawPart raw = RandomPart(*model_, {}, tokens, 7, order);
+    const uint64_t id = 70 + static_cast<uint64_t>(order);
+    Engine::PutRequest put{
+        .model = model_, .hash = TestHash(id), .part = raw.layout, .payload = Bytes(raw.payload)};
+    ASSERT_THAT(host_->Put(0, put), IsOk());
+    const BlockKey key{.fingerprint = model_->fingerprint, .hash = TestHash(id)};
+    SKETCHKV_ASSERT_OK_AND_ASSIGN(const ReadPins pins, host_pool_->Pin(key));
+    PartOnCard card(model_, raw, key);
+    ASSERT_THAT(gpu_->Encode(card.part, Place::kGpu, card.rows.data()), IsOk());
+    const std::vector<std::byte> slot = card.slot.ToHost();
+    EXPECT_EQ(std::memcmp(slot.data(), pins[0].bytes.data(), slot.size()), 0);
+    for (size_t i = 0; i < card.cells.size(); ++i) {
+      EXPECT_EQ(card.checksums[i], pins[0].cell_checksums[i]) << i;
+    }
+    // And back.
+    SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto decoded, GetPart(*host_, {.model = model_,
+                                                                       .hash = TestHash(id),
+                                                                       .dtype = DType::kBf16,
+                                                                       .raw_order = order}));
+    const std::string expected = decoded.payload.ToString();
+    testing::DeviceArray<std::byte> out(expected.size());
+    out.Fill(0xA5);
+    std::fill(card.checksums.begin(), card.checksums.end(), 0);
+    ASSERT_THAT(gpu_->Decode(card.part, DType::kBf16, out.data()), IsOk());
+    EXPECT_EQ(std::memcmp(out.ToHost().data(), expected.data(), expected.size()), 0);
+    EXPECT_EQ(card.checksums[0], pins[0].cell_checksums[0]);
+  }
+}
+
+TEST_P(GpuEngineTest, RowsOnTheCardThatAreNotFiniteAreNamed) {
+  const RawPart good = RandomPart(*model_, {}, 12, 7);
+  RawPart raw = good;
+  const RawPartFormat format(model_->layout(), raw.layout.range, 12, RawOrder::kNhd);
+  const float nan = std::nanf("");
+  const auto at = format.ValuesAt(1, 2);
+  std::memcpy(raw.payload.data() + at.offset + 5 * at.stride_bytes + 17 * sizeof(nan), &nan,
+              sizeof(nan));
+  PartOnCard card(model_, raw, {.fingerprint = model_->fingerprint, .hash = TestHash(1)});
+  EXPECT_THAT(gpu_->Encode(card.part, Place::kGpu, card.rows.data()),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       {"layer 1, head 2: values: token 5 channel 17"}));
 }
 
 INSTANTIATE_TEST_SUITE_P(All, GpuEngineTest,

@@ -8,10 +8,8 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
-#include "tests/bench/isa_levels.h"
 
 namespace sketchkv::bench {
 namespace {
@@ -29,7 +27,9 @@ class Session {
     std::istringstream words(line);
     std::string command, id;
     words >> command >> id;
-    if (command == "isas") return absl::StrCat("ok ", absl::StrJoin(IsaLevels(), " "));
+    if (const Registry::Fact* const fact = registry_.FindFact(command); fact != nullptr) {
+      return fact->ok() ? absl::StrCat("ok ", **fact) : Line(fact->status());
+    }
     if (command == "prepare") return Prepare(id, &words);
     const auto found = contenders_.find(id);
     if (found == contenders_.end()) return absl::StrCat("error no contender '", id, "'");
@@ -102,6 +102,11 @@ Made Registry::Make(const std::string& name, const Options& options) const {
     return absl::InvalidArgumentError(absl::StrCat("no contender is called '", name, "'"));
   }
   return found->second(options);
+}
+
+const Registry::Fact* Registry::FindFact(const std::string& word) const {
+  const auto found = facts_.find(word);
+  return found == facts_.end() ? nullptr : &found->second;
 }
 
 Pauses::Pauses(const Options& options) {

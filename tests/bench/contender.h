@@ -63,13 +63,19 @@ using Made = absl::StatusOr<std::unique_ptr<Contender>>;
 class Registry {
  public:
   using Factory = std::function<Made(const Options&)>;
+  using Fact = absl::StatusOr<std::string>;
   void Add(const std::string& name, Factory factory) { factories_[name] = std::move(factory); }
   void AddAbsent(const std::string& name, const std::string& reason);
+  // What the program answers to a line of this one word.
+  void AddFact(const std::string& word, Fact fact) { facts_.emplace(word, std::move(fact)); }
   // INVALID_ARGUMENT for a name that is not known.
   [[nodiscard]] Made Make(const std::string& name, const Options& options) const;
+  // Null for a word that is not known.
+  [[nodiscard]] const Fact* FindFact(const std::string& word) const;
 
  private:
   std::map<std::string, Factory> factories_;
+  std::map<std::string, Fact> facts_;
 };
 
 // Pauses before repetitions, which do not count. Option idle_ms: their lengths, by turns, separated
@@ -94,7 +100,7 @@ void Keep(const T& value) {
 }
 
 // Serves the driver's lines on stdin until it ends; answers on stdout, one line each:
-//   isas                             the CPU kernel levels of this machine, the best first
+//   FACT                             ok TEXT | absent REASON
 //   prepare ID NAME [OPTION=VALUE]   ok BYTES_PER_UNIT | absent REASON | error MESSAGE
 //   run ID                           ok NANOSECONDS UNITS | error MESSAGE
 //   drop ID                          ok

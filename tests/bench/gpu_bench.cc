@@ -1,6 +1,7 @@
 // Times the GPU's kernels: medians of CUDA events, over data well past the second cache.
 // Usage: sketchkv_bench_gpu [copy | codec | large | one]   Prints a JSON object a line: metric,
 // variant, seconds, bytes.
+//        sketchkv_bench_gpu serve   The contenders of tests/bench.sh --gpu.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -13,6 +14,9 @@
 #include <vector>
 
 #include "kernels/cuda/plan.h"
+#include "tests/bench/gpu_chain_contenders.h"
+#include "tests/bench/gpu_codec_contenders.h"
+#include "tests/bench/gpu_contender.h"
 #include "tests/gpu/device_array.h"
 #include "tests/kernels/codec_testing.h"
 
@@ -260,11 +264,23 @@ void TimeOne(cudaStream_t stream, uint32_t num_sms) {
   }
 }
 
+void ServeContenders() {
+  bench::Registry registry;
+  registry.AddFact("card", bench::DescribeCard());
+  bench::AddGpuChainContenders(&registry);
+  bench::AddGpuCodecContenders(&registry);
+  bench::Serve(registry);
+}
+
 }  // namespace
 }  // namespace sketchkv
 
 int main(int argc, char** argv) {
   const std::string only = argc > 1 ? argv[1] : "";
+  if (only == "serve") {
+    sketchkv::ServeContenders();
+    return 0;
+  }
   cudaDeviceProp device;
   sketchkv::testing::CheckCuda(cudaGetDeviceProperties(&device, 0));
   std::printf("{\"device\": \"%s\", \"sms\": %d, \"l2\": %d}\n", device.name,

@@ -1,8 +1,10 @@
 // sketchkv_bench: the contenders that run in one process. tests/bench/main.py drives it.
 
+#include "absl/strings/str_join.h"
 #include "tests/bench/codec_contenders.h"
 #include "tests/bench/contender.h"
 #include "tests/bench/exact_contenders.h"
+#include "tests/bench/isa_levels.h"
 #include "tests/bench/memory_contender.h"
 #include "tests/bench/onednn_contender.h"
 #include "tests/bench/openblas_contender.h"
@@ -15,6 +17,8 @@ namespace {
 
 Registry AllContenders() {
   Registry registry;
+  // The CPU kernel levels of this machine, the best first.
+  registry.AddFact("isas", absl::StrJoin(IsaLevels(), " "));
   AddSketchContenders(&registry);
   AddCodecContenders(&registry);
   AddExactContenders(&registry);

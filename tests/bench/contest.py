@@ -52,12 +52,26 @@ class Process:
             self._process.wait()
 
 
+class AbsentProcess:
+    """Stands for a program that is not here: so is each of its contenders, for `reason`."""
+
+    def __init__(self, reason):
+        self._reason = reason
+
+    def ask(self, line):
+        del line
+        return "absent", self._reason
+
+    def close(self):
+        pass
+
+
 @dataclasses.dataclass
 class Entry:
     """A contender of a contest: what `process` is to prepare under `label`."""
 
     label: str
-    process: Process
+    process: Process | AbsentProcess
     name: str
     options: dict
 

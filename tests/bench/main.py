@@ -11,6 +11,8 @@ import sys
 import tempfile
 
 import contest
+import gpu_metrics
+import gpu_service_metrics
 import kernel_metrics
 import report
 import run_data
@@ -20,15 +22,33 @@ from contest import say
 
 
 PROGRAMS = ("sketchkv_bench", "sketchkv_bench_service", "sketchkv_bench_bare", "sketchkvd")
+GPU_PROGRAM = "sketchkv_bench_gpu"
 
 
-class Bench:
-    """One run: its processes and how thorough it is."""
+class Run:
+    """How thorough a run is, and its processes."""
 
     def __init__(self, arguments, scratch):
         self.quick = arguments.quick
         self.rounds = 3 if arguments.quick else 11
         self._common = {"data": scratch, "min_ms": 1 if arguments.quick else 15}
+        self._processes = []  # closed with the run
+
+    def run(self, entries, rounds=None):
+        for entry in entries:
+            entry.options = {**entry.options, **self._common}
+        return contest.run(entries, rounds or self.rounds)
+
+    def close(self):
+        for process in self._processes:
+            process.close()
+
+
+class Bench(Run):
+    """A run on the CPU."""
+
+    def __init__(self, arguments, scratch):
+        super().__init__(arguments, scratch)
         cpus = sorted(os.sched_getaffinity(0))
         environment = {**os.environ, **{name: "1" for name in (
             "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}}
@@ -52,7 +72,7 @@ class Bench:
         self.service = contest.Process([program + "_service"], threads)
         self.servers = servers.Servers(arguments.build, scratch)
         self._processes = [self.core, self.torch, self.faiss, self.all_cores,
-                           self.torch_all_cores, self.service]
+                           self.torch_all_cores, self.service, self.servers]
 
     def isas(self):
         """Levels of this CPU, the server's choice first."""
@@ -61,15 +81,33 @@ class Bench:
             raise contest.Failed(rest)
         return rest.split()
 
-    def run(self, entries, rounds=None):
-        for entry in entries:
-            entry.options = {**entry.options, **self._common}
-        return contest.run(entries, rounds or self.rounds)
 
-    def close(self):
-        for process in self._processes:
-            process.close()
-        self.servers.close()
+class GpuBench(Run):
+    """A run on a GPU."""
+
+    def __init__(self, arguments, scratch):
+        super().__init__(arguments, scratch)
+        folder = os.path.dirname(os.path.abspath(__file__))
+        program = os.path.join(arguments.binaries or os.path.join(arguments.build, "bin"),
+                               GPU_PROGRAM)
+        self.gpu = contest.Process([program, "serve"], os.environ)
+        if not os.access(program, os.X_OK):
+            self.gpu = contest.AbsentProcess("needs a GPU: built without CUDA")
+        self.torch = contest.Process(
+            [sys.executable, os.path.join(folder, "gpu_torch_contenders.py")], os.environ)
+        self.official = contest.AbsentProcess("--official-qjl names no checkout")
+        if arguments.official_qjl:
+            self.official = contest.Process(
+                [sys.executable, os.path.join(folder, "official_qjl.py"), arguments.official_qjl],
+                os.environ)
+        self._processes = [self.gpu, self.torch, self.official]
+
+    def card(self):
+        """("ok", its name) or ("absent", why there is none)."""
+        answer = self.gpu.ask("card")
+        if answer[0] == "error":
+            raise contest.Failed(answer[1])
+        return answer
 
 
 def venv_python(build):
@@ -93,16 +131,27 @@ def parse_arguments():
     parser.add_argument("--json")
     parser.add_argument("--only", type=_pattern)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--binaries")
+    parser.add_argument("--official-qjl")
     parser.add_argument("--build", required=True)
     return parser.parse_args()
 
 
-def measure(bench, only, write):
+def metrics_of(bench):
+    """(name, function, what it takes) of all metrics of a run."""
+    if isinstance(bench, GpuBench):
+        card = gpu_metrics.Card(bench)
+        return [(name, metric, card) for name, metric in
+                {**gpu_metrics.METRICS, **gpu_service_metrics.METRICS}.items()]
+    kernels = kernel_metrics.Kernels(bench)
+    return [(name, metric, kernels) for name, metric in kernel_metrics.METRICS.items()] + \
+        [(name, metric, bench) for name, metric in service_metrics.METRICS.items()]
+
+
+def measure(metrics, only, write):
     """Every chosen metric in turn; `write` gets its rows as soon as they are there."""
     failures, found = [], []
-    kernels = kernel_metrics.Kernels(bench)
-    metrics = [(name, metric, kernels) for name, metric in kernel_metrics.METRICS.items()]
-    metrics += [(name, metric, bench) for name, metric in service_metrics.METRICS.items()]
     for name, metric, context in metrics:
         if only is not None and not only.search(name):
             continue
@@ -120,8 +169,9 @@ def measure(bench, only, write):
 def main():
     arguments = parse_arguments()
 
-    missing = [name for name in PROGRAMS
-               if not os.access(os.path.join(arguments.build, "bin", name), os.X_OK)]
+    missing = [] if arguments.gpu else [
+        name for name in PROGRAMS
+        if not os.access(os.path.join(arguments.build, "bin", name), os.X_OK)]
     if missing:
         sys.exit(f"bench: error: not there: {', '.join(missing)}; build sketchkv_benchmarks")
     load = os.getloadavg()[0]  # what others do here before we begin
@@ -138,9 +188,9 @@ def main():
     write([], "w")  # refused now rather than after the measurements
     with tempfile.TemporaryDirectory(prefix="sketchkv-bench-") as scratch:
         run_data.write(scratch)
-        bench = Bench(arguments, scratch)
+        bench = (GpuBench if arguments.gpu else Bench)(arguments, scratch)
         try:
-            rows, failures = measure(bench, arguments.only, write)
+            rows, failures = measure(metrics_of(bench), arguments.only, write)
         except contest.Failed as failure:  # the program itself does not run
             rows, failures = [], [str(failure)]
         finally:

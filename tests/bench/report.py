@@ -20,7 +20,8 @@ def _holds(row):
 def _line(row):
     share = "-" if row["limit_share"] is None else f"{row['limit_share']:.0%}"
     ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}x"
-    return [row["metric"], row["variant"], row["isa"] or "", _number(row["value"]),
+    ours = "absent" if row["value"] is None else _number(row["value"])
+    return [row["metric"], row["variant"], row["isa"] or "", ours,
             _number(row["value_best"]), row["unit"], row["baseline"] or "-",
             _number(row["baseline_value"]), _number(row["baseline_best"]), ratio, share,
             row["bar"] or "", _holds(row)]

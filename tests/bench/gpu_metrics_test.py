@@ -1,4 +1,4 @@
-"""Tests of the GPU's rows with made-up contenders, and of the whole run on whatever card is here."""
+"""Tests of the rows of the GPU with made-up contenders, and of a whole run on what card is here."""
 
 import json
 import os

@@ -1,6 +1,6 @@
 """Metrics of the service on the GPU tier, through gRPC and through CUDA IPC.
 
-The tier is not there yet: what each row will compare, and its bar, stand here already.
+Nothing drives the server here yet: what each row will compare, and its bar, stand here already.
 """
 
 import rows
@@ -9,7 +9,7 @@ from rows import Bar
 
 def _absent(card, metric, variant, unit, bar):
     row = rows.make(metric, variant, unit, None, {}, bar=bar)
-    row["absent"][metric] = card.absent or "the server has no GPU tier"
+    row["absent"][metric] = card.absent or "nothing drives the GPU tier yet"
     return row
 
 

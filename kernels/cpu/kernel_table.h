@@ -3,6 +3,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/cpu/lane_function.h"
+
 // What crosses the border between the codec and its per-ISA kernels: plain structs, pointers and
 // one table. Included by files compiled with special flags, so it must emit nothing: no inline
 // functions, no standard containers.
@@ -79,8 +81,8 @@ struct CodeGroup {
 // What the encoder tries as multiples of a key's own RMS: Lloyd-Max levels are right for a
 // Gaussian of RMS 1, and a finite sample is served better by levels a little nearer or farther.
 constexpr uint32_t kUnitTrials = 9;
-constexpr float kUnitFactors[kUnitTrials] = {0.85f,    0.89375f, 0.9375f,  0.98125f, 1.025f,
-                                             1.06875f, 1.1125f,  1.15625f, 1.2f};
+SKETCHKV_TABLE float kUnitFactors[kUnitTrials] = {0.85f,    0.89375f, 0.9375f,  0.98125f, 1.025f,
+                                                  1.06875f, 1.1125f,  1.15625f, 1.2f};
 // Steps of the magnitudes it tries them on, a unit.
 constexpr float kUnitSteps = 21.0f;
 constexpr uint32_t kLargestSearchLevel = 63;

@@ -37,6 +37,15 @@ float Fp8ToFloat(DType dtype, uint32_t code) {
   return sign * static_cast<float>(implicit + mantissa) * PowerOfTwo(power);
 }
 
+const uint8_t* Bytes(const std::byte* p) { return reinterpret_cast<const uint8_t*>(p); }
+
+// At most.
+bool AllOfTwoBits(const std::vector<CodeGroup>& groups) {
+  return std::all_of(groups.begin(), groups.end(), [](const CodeGroup& g) { return g.bits <= 2; });
+}
+
+}  // namespace
+
 std::vector<float> Fp8Values(DType dtype, float scale) {
   if (DTypeBytes(dtype) != 1) return {};
   std::vector<float> values(256);
@@ -44,9 +53,8 @@ std::vector<float> Fp8Values(DType dtype, float scale) {
   return values;
 }
 
-// S transposed, by projecting unit vectors: the same numbers the kernels multiply by.
-std::vector<float> Columns(const ProjectionMatrix& projection, uint32_t rows,
-                           const KernelTable& kernels) {
+std::vector<float> ProjectionColumns(const ProjectionMatrix& projection, uint32_t rows,
+                                     const KernelTable& kernels) {
   const uint32_t dim = projection.dim();
   std::vector<float> columns(size_t{dim} * rows);
   std::vector<float> tile(size_t{dim} * kLanes);
@@ -64,15 +72,6 @@ std::vector<float> Columns(const ProjectionMatrix& projection, uint32_t rows,
   }
   return columns;
 }
-
-const uint8_t* Bytes(const std::byte* p) { return reinterpret_cast<const uint8_t*>(p); }
-
-// At most.
-bool AllOfTwoBits(const std::vector<CodeGroup>& groups) {
-  return std::all_of(groups.begin(), groups.end(), [](const CodeGroup& g) { return g.bits <= 2; });
-}
-
-}  // namespace
 
 Pow2Factors MakePow2(int exponent) {
   const int third = exponent / 3;
@@ -139,7 +138,7 @@ CpuCellCodec::CpuCellCodec(const KvLayout& layout, CodecProfile profile,
         std::make_shared<const ProjectionMatrix>(layout_.value_dim, table_->value_basis.rows);
   }
   if (profile_.outlier_method == OutlierMethod::kSketch) {
-    columns_ = Columns(*key_projection_, profile_.sign_bits, kernels_);
+    columns_ = ProjectionColumns(*key_projection_, profile_.sign_bits, kernels_);
   }
   if (profile_.outlier_source == OutlierSource::kTable) {
     for (const uint32_t channel : table_->outlier_channels) {

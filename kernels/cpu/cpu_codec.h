@@ -229,6 +229,13 @@ void PrefetchTile(const RowsArgs& rows, uint32_t dim, uint32_t token, uint32_t n
 void CodeScales(ScaleRule rule, const float* energy, const float* dot, const float* square,
                 float row_energy, float* scales);
 
+// What the 256 codes of an 8-bit type stand for, with the scale; none of a wider type.
+[[nodiscard]] std::vector<float> Fp8Values(DType dtype, float scale);
+// The first `rows` rows of S transposed, [dim][rows], by projecting unit vectors: the same numbers
+// the kernels multiply by.
+[[nodiscard]] std::vector<float> ProjectionColumns(const ProjectionMatrix& projection,
+                                                   uint32_t rows, const KernelTable& kernels);
+
 // 2^exponent in three factors.
 [[nodiscard]] Pow2Factors MakePow2(int exponent);
 [[nodiscard]] uint16_t ReadU16(const uint8_t* p);

@@ -62,7 +62,7 @@ bool AttentionBatch::Launch::Takes(const Piece& piece) const {
          first.job->options.softmax_scale == piece.job->options.softmax_scale &&
          first.job->options.logit_softcap == piece.job->options.logit_softcap &&
          sequences.size() < cuda::kMaxSequences &&
-         (sequences.size() + 1) * piece.num_pairs() <= Lane::kMaxPairs;
+         (sequences.size() + 1) * piece.num_pairs() <= piece.model->layer(b.layer).max_pairs();
 }
 
 size_t AttentionBatch::Launch::rows() const {
@@ -114,44 +114,45 @@ void AttentionBatch::LayOut() {
     return begin;
   };
   for (Launch& launch : launches_) {
-    launch.queries = take(launch.rows() * cuda::kDim * sizeof(float));
+    launch.queries = take(launch.rows() * launch.layout().head_dim * sizeof(float));
   }
   queries_end_ = end;
   for (Launch& launch : launches_) {
-    launch.out = take(launch.rows() * cuda::kDim * sizeof(float));
+    launch.out = take(launch.rows() * launch.layout().value_dim * sizeof(float));
     launch.lse = take(launch.rows() * sizeof(float));
   }
   staging_bytes_ = end;
 }
 
 absl::Status AttentionBatch::CopyQueriesUp() {
-  constexpr size_t kRowBytes = cuda::kDim * sizeof(float);
   for (const Launch& launch : launches_) {
+    const size_t dim = launch.layout().head_dim, row_bytes = dim * sizeof(float);
     size_t at = launch.queries;
     for (const Sequence& sequence : launch.sequences) {
       const Piece& piece = sequence.piece;
       if (piece.place == Place::kHost) {
         EachRow(piece, [&](size_t from, size_t to) {
-          std::memcpy(lane_->host(at + to * kRowBytes),
-                      piece.job->query.queries + from * cuda::kDim, kRowBytes);
+          std::memcpy(lane_->host(at + to * row_bytes), piece.job->query.queries + from * dim,
+                      row_bytes);
         });
       }
-      at += size_t{piece.num_rows()} * piece.num_pairs() * kRowBytes;
+      at += size_t{piece.num_rows()} * piece.num_pairs() * row_bytes;
     }
   }
   SKETCHKV_RETURN_IF_ERROR(lane_->Up(0, queries_end_));
   // Over what was copied for them; and to the host, which looks whether they are finite.
   for (const Launch& launch : launches_) {
+    const size_t dim = launch.layout().head_dim, row_bytes = dim * sizeof(float);
     size_t at = launch.queries;
     for (const Sequence& sequence : launch.sequences) {
       const Piece& piece = sequence.piece;
-      const size_t bytes = size_t{piece.num_rows()} * piece.num_pairs() * kRowBytes;
+      const size_t bytes = size_t{piece.num_rows()} * piece.num_pairs() * row_bytes;
       if (piece.place == Place::kGpu) {
         SKETCHKV_RETURN_IF_ERROR(EachRun(piece, [&](size_t from, size_t to, size_t rows) {
           return CudaStatus(
-              cudaMemcpy2DAsync(lane_->device(at + to * kRowBytes), piece.num_rows() * kRowBytes,
-                                piece.job->query.queries + from * cuda::kDim,
-                                piece.job->query.queries_per_kv_head * kRowBytes, rows * kRowBytes,
+              cudaMemcpy2DAsync(lane_->device(at + to * row_bytes), piece.num_rows() * row_bytes,
+                                piece.job->query.queries + from * dim,
+                                piece.job->query.queries_per_kv_head * row_bytes, rows * row_bytes,
                                 piece.num_pairs(), cudaMemcpyDeviceToDevice, lane_->stream()),
               "copying queries");
         }));
@@ -195,29 +196,24 @@ absl::Status AttentionBatch::CopyTablesUp() {
 
 absl::Status AttentionBatch::Start(const Launch& launch) {
   const Piece& first = launch.sequences.front().piece;
-  const GpuQuery& query = first.job->query;
+  const GpuQuery& query = launch.query();
   std::vector<cuda::TokenRange> ranges;
   for (const Sequence& sequence : launch.sequences) ranges.push_back(sequence.range);
-  cuda::AttendArgs args{};
-  cuda::Schedule(ranges, query.head_count, max_thread_blocks_, &args.chain);
-  const BlockCodec& codec = *query.model->codec;
-  args.chain.slots = tables_->base();
-  args.chain.cell_offset = codec.cell_offset(query.layer, query.head_begin);
-  args.chain.cell_stride = codec.cell_bytes(query.layer);
-  args.queries = reinterpret_cast<const float*>(lane_->device(launch.queries));
-  args.num_queries = first.num_rows();
-  args.softmax_scale = first.job->options.softmax_scale;
-  args.logit_softcap = first.job->options.logit_softcap;
-  args.partials = lane_->partials();
-  args.arrivals = lane_->arrivals();
-  args.out = reinterpret_cast<float*>(lane_->device(launch.out));
-  args.lse = reinterpret_cast<float*>(lane_->device(launch.lse));
-  const cuda::CodecPlan& plan = first.model->plan(first.model->plan_of(query.layer));
-  return CudaStatus(cuda::LaunchAttend(plan.cell, args, lane_->stream()), "attention");
+  const GpuLayer::Queries queries = {
+      .slots = tables_->base(),
+      .ranges = ranges,
+      .head_begin = query.head_begin,
+      .head_count = query.head_count,
+      .queries = reinterpret_cast<const float*>(lane_->device(launch.queries)),
+      .num_queries = first.num_rows()};
+  return first.model->layer(query.layer)
+      .Attend(lane_, queries, first.job->options,
+              reinterpret_cast<float*>(lane_->device(launch.out)),
+              reinterpret_cast<float*>(lane_->device(launch.lse)));
 }
 
 absl::Status AttentionBatch::CopyAnswersOnCard(const Launch& launch) {
-  constexpr size_t kRowBytes = cuda::kDim * sizeof(float);
+  const size_t dim = launch.layout().value_dim, row_bytes = dim * sizeof(float);
   size_t row = 0;
   for (const Sequence& sequence : launch.sequences) {
     const Piece& piece = sequence.piece;
@@ -232,7 +228,7 @@ absl::Status AttentionBatch::CopyAnswersOnCard(const Launch& launch) {
                                 cudaMemcpyDeviceToDevice, lane_->stream()),
               "copying outputs");
         };
-        SKETCHKV_RETURN_IF_ERROR(copy(piece.job->out + to * cuda::kDim, launch.out, kRowBytes));
+        SKETCHKV_RETURN_IF_ERROR(copy(piece.job->out + to * dim, launch.out, row_bytes));
         return copy(piece.job->lse + to, launch.lse, sizeof(float));
       }));
     }
@@ -242,6 +238,7 @@ absl::Status AttentionBatch::CopyAnswersOnCard(const Launch& launch) {
 }
 
 void AttentionBatch::GiveAnswers(const Launch& launch) {
+  const size_t dim = launch.layout().value_dim;
   const auto* const out = reinterpret_cast<const float*>(lane_->host(launch.out));
   const auto* const lse = reinterpret_cast<const float*>(lane_->host(launch.lse));
   size_t row = 0;
@@ -249,7 +246,7 @@ void AttentionBatch::GiveAnswers(const Launch& launch) {
     const Piece& piece = sequence.piece;
     if (piece.place == Place::kHost) {
       EachRow(piece, [&](size_t to, size_t from) {
-        std::copy_n(out + (row + from) * cuda::kDim, cuda::kDim, piece.job->out + to * cuda::kDim);
+        std::copy_n(out + (row + from) * dim, dim, piece.job->out + to * dim);
         piece.job->lse[to] = lse[row + from];
       });
     }
@@ -259,17 +256,18 @@ void AttentionBatch::GiveAnswers(const Launch& launch) {
 
 // Queries that lie on the host were looked at before.
 void AttentionBatch::CheckQueries(const Launch& launch) {
+  const uint32_t dim = launch.layout().head_dim;
   const auto* next = reinterpret_cast<const float*>(lane_->host(launch.queries));
   for (const Sequence& sequence : launch.sequences) {
     const Piece& piece = sequence.piece;
-    const size_t floats = size_t{piece.num_rows()} * piece.num_pairs() * cuda::kDim;
+    const size_t floats = size_t{piece.num_rows()} * piece.num_pairs() * dim;
     const float* const end = next + floats;
     if (piece.place == Place::kGpu) {
       const float* const bad =
           std::find_if_not(next, end, [](float x) { return std::isfinite(x); });
       if (bad != end) {
         *piece.refused = absl::InvalidArgumentError(
-            absl::StrCat("queries has ", *bad, " at channel ", (bad - next) % cuda::kDim));
+            absl::StrCat("queries has ", *bad, " at channel ", (bad - next) % dim));
       }
     }
     next = end;

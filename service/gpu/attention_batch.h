@@ -31,12 +31,9 @@ struct Piece {
 // one launch.
 class AttentionBatch {
  public:
-  // `max_thread_blocks`: of a launch.
-  AttentionBatch(Lane* lane, size_t lane_index, BlockTables* tables, uint32_t max_thread_blocks)
-      : lane_(lane),
-        lane_index_(lane_index),
-        tables_(tables),
-        max_thread_blocks_(max_thread_blocks) {}
+  // All outlive it.
+  AttentionBatch(Lane* lane, size_t lane_index, BlockTables* tables)
+      : lane_(lane), lane_index_(lane_index), tables_(tables) {}
   ~AttentionBatch();  // tables that were not filled are given back
   AttentionBatch(const AttentionBatch&) = delete;
   AttentionBatch& operator=(const AttentionBatch&) = delete;
@@ -60,6 +57,7 @@ class AttentionBatch {
 
     [[nodiscard]] bool Takes(const Piece& piece) const;
     [[nodiscard]] const GpuQuery& query() const { return sequences.front().piece.job->query; }
+    [[nodiscard]] const KvLayout& layout() const { return query().model->layout(); }
     [[nodiscard]] size_t rows() const;  // of all sequences and kv heads
   };
 
@@ -75,7 +73,6 @@ class AttentionBatch {
   Lane* const lane_;
   const size_t lane_index_;
   BlockTables* const tables_;
-  const uint32_t max_thread_blocks_;
 
   std::vector<Launch> launches_;
   size_t staging_bytes_ = 0;

@@ -54,7 +54,7 @@ void AttentionQueue::RunBatch() {
     ++stats_.batches;
     mu_.Unlock();
     const Lanes::Hold lane = lanes_->Take();
-    AttentionBatch batch(&*lane, lane.index(), tables_, max_thread_blocks_);
+    AttentionBatch batch(&*lane, lane.index(), tables_);
     while (!waiting.empty() && batch.Add(waiting.front().piece)) {
       taken.push_back(waiting.front());
       waiting.pop_front();

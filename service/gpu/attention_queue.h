@@ -20,9 +20,8 @@ namespace sketchkv::gpu {
 class AttentionQueue {
  public:
   // `delay`: for how long a caller lets others come before it starts a batch. All outlive it.
-  AttentionQueue(Lanes* lanes, BlockTables* tables, uint32_t max_thread_blocks,
-                 std::chrono::microseconds delay)
-      : lanes_(lanes), tables_(tables), max_thread_blocks_(max_thread_blocks), delay_(delay) {}
+  AttentionQueue(Lanes* lanes, BlockTables* tables, std::chrono::microseconds delay)
+      : lanes_(lanes), tables_(tables), delay_(delay) {}
 
   // Waits for the answers. UNAVAILABLE: the card failed, during this batch or an earlier one.
   [[nodiscard]] absl::Status Run(std::span<const GpuAttention> jobs,
@@ -50,7 +49,6 @@ class AttentionQueue {
 
   Lanes* const lanes_;
   BlockTables* const tables_;
-  const uint32_t max_thread_blocks_;
   const std::chrono::microseconds delay_;
 
   Mutex mu_;

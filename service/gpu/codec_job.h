@@ -7,8 +7,7 @@
 
 namespace sketchkv::gpu {
 
-// Rows at `payload` on the card to cells, and their checksums. Errors as Gpu::Encode; UNIMPLEMENTED
-// for rows that the kernels do not take.
+// Rows at `payload` on the card to cells, and their checksums. Errors as Gpu::Encode.
 [[nodiscard]] absl::Status EncodeOn(Lane* lane, const GpuModel& model, const GpuPart& part,
                                     const std::byte* payload);
 // Cells to rows at `payload` on the card; checksums of the cells.

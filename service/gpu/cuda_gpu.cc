@@ -56,8 +56,8 @@ absl::StatusOr<std::unique_ptr<CudaGpu>> CudaGpu::Open(const GpuOptions& options
   SKETCHKV_ASSIGN_OR_RETURN(gpu->attention_lanes_, CreateLanes(kAttentionLanes, thread_blocks));
   SKETCHKV_ASSIGN_OR_RETURN(gpu->copy_lanes_, CreateLanes(kCopyLanes, thread_blocks));
   SKETCHKV_ASSIGN_OR_RETURN(gpu->tables_, BlockTables::Create(kAttentionLanes));
-  gpu->attention_ = std::make_unique<AttentionQueue>(
-      gpu->attention_lanes_.get(), gpu->tables_.get(), thread_blocks, options.batch_delay);
+  gpu->attention_ = std::make_unique<AttentionQueue>(gpu->attention_lanes_.get(),
+                                                     gpu->tables_.get(), options.batch_delay);
   SKETCHKV_RETURN_IF_ERROR(gpu->TakeTier(options.tier_bytes));
   return gpu;
 }

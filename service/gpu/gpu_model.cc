@@ -2,27 +2,27 @@
 
 #include <spdlog/spdlog.h>
 
-#include <optional>
+#include <set>
+#include <string>
 
 namespace sketchkv::gpu {
 
 std::shared_ptr<const GpuModel> GpuModel::Create(const Model& model) {
   auto made = std::make_shared<GpuModel>();
-  const std::vector<CodecProfile>& profiles = model.codec->profiles();
-  for (uint32_t layer = 0; layer < profiles.size(); ++layer) {
-    if (layer > 0 && profiles[layer] == profiles[layer - 1]) {
-      made->plan_of_layer_.push_back(made->plan_of_layer_.back());
-      continue;
-    }
-    std::optional<cuda::CodecPlan> plan = cuda::MakeCodecPlan(model.layout(), profiles[layer]);
-    if (!plan) {
-      spdlog::info(
-          "model {}: no GPU kernels for layer {} (profile {}): its blocks stay on the host",
-          model.name, layer, profiles[layer].name);
+  std::set<std::string> general;  // profiles that take the general path
+  for (uint32_t layer = 0; layer < model.layout().num_layers; ++layer) {
+    absl::StatusOr<std::unique_ptr<GpuLayer>> one = GpuLayer::Create(model, layer);
+    if (!one.ok()) {
+      spdlog::warn("model {} stays on the host: {}", model.name,
+                   std::string(one.status().message()));
       return nullptr;
     }
-    made->plan_of_layer_.push_back(static_cast<uint32_t>(made->plans_.size()));
-    made->plans_.push_back(*plan);
+    if (!(*one)->tuned()) general.insert(model.codec->profiles()[layer].name);
+    made->layers_.push_back(*std::move(one));
+  }
+  for (const std::string& profile : general) {
+    spdlog::info("model {}: profile {} takes the general path on the GPU, not the tuned kernels",
+                 model.name, profile);
   }
   return made;
 }

@@ -6,31 +6,27 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "kernels/base/mutex.h"
-#include "kernels/cuda/plan.h"
 #include "service/engine/model_registry.h"
+#include "service/gpu/gpu_layer.h"
 
 namespace sketchkv::gpu {
 
 // How the kernels see the layers of a model. Immutable.
 class GpuModel {
  public:
-  // Null when they do not take it.
+  // Null when the card has no memory left for what they need.
   [[nodiscard]] static std::shared_ptr<const GpuModel> Create(const Model& model);
 
-  // Layers of equal profiles have the same number.
-  [[nodiscard]] uint32_t plan_of(uint32_t layer) const { return plan_of_layer_[layer]; }
-  [[nodiscard]] const cuda::CodecPlan& plan(uint32_t number) const { return plans_[number]; }
-  [[nodiscard]] uint32_t num_plans() const { return static_cast<uint32_t>(plans_.size()); }
+  [[nodiscard]] const GpuLayer& layer(uint32_t layer) const { return *layers_[layer]; }
 
  private:
-  std::vector<cuda::CodecPlan> plans_;
-  std::vector<uint32_t> plan_of_layer_;
+  std::vector<std::unique_ptr<const GpuLayer>> layers_;
 };
 
 // The models that were asked for, by fingerprint, those that are not taken too. Thread-safe.
 class GpuModels {
  public:
-  // Null when the kernels do not take it.
+  // Null as GpuModel::Create.
   [[nodiscard]] std::shared_ptr<const GpuModel> Get(const Model& model);
 
  private:

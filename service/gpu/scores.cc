@@ -4,14 +4,13 @@
 #include <cstring>
 
 #include "kernels/base/status_macros.h"
-#include "kernels/cuda/plan.h"
 
 namespace sketchkv::gpu {
 namespace {
 
 constexpr uint32_t kStepTokens = 64;  // a launch writes whole steps
-constexpr uint32_t kMaxThreadBlocks = 1024;
-constexpr size_t kQueryBytes = size_t{4} << 20;  // of the staging area; scores have the rest
+// Of the staging area, for 8 queries of 256 kv heads of 576 channels; scores have the rest.
+constexpr size_t kQueryBytes = size_t{5} << 20;
 
 // Some rows of each kv head, and some tokens.
 struct Tile {
@@ -68,36 +67,33 @@ class ScoreJob {
   }
 
   absl::Status CopyQueriesUp(uint32_t row_begin, uint32_t row_end) {
-    constexpr size_t kRowBytes = cuda::kDim * sizeof(float);
+    const size_t dim = query_.model->layout().head_dim, row_bytes = dim * sizeof(float);
     EachRow(row_begin, row_end, [&](size_t from, size_t to) {
-      std::memcpy(lane_->host(to * kRowBytes), query_.queries + from * cuda::kDim, kRowBytes);
+      std::memcpy(lane_->host(to * row_bytes), query_.queries + from * dim, row_bytes);
     });
-    return lane_->Up(0, size_t{row_end - row_begin} * query_.head_count * kRowBytes);
+    return lane_->Up(0, size_t{row_end - row_begin} * query_.head_count * row_bytes);
   }
 
   absl::Status ComputeTile(const Tile& tile) {
-    const uint32_t first = tile.token_begin / kStepTokens * kStepTokens;
-    const size_t stride = (tile.token_end - first + kStepTokens - 1) / kStepTokens * kStepTokens;
-    const BlockCodec& codec = *query_.model->codec;
-    cuda::ScoreArgs args{};
+    const GpuLayer& layer = model_.layer(query_.layer);
+    const uint32_t offset = layer.ScoreOffset(tile.token_begin);
+    const uint32_t count = tile.token_end - tile.token_begin;
+    const size_t stride = (offset + count + kStepTokens - 1) / kStepTokens * kStepTokens;
     const cuda::TokenRange range{first_block_, tile.token_begin, tile.token_end};
-    cuda::Schedule({&range, 1}, query_.head_count, kMaxThreadBlocks, &args.chain);
-    args.chain.slots = tables_->base();
-    args.chain.cell_offset = codec.cell_offset(query_.layer, query_.head_begin);
-    args.chain.cell_stride = codec.cell_bytes(query_.layer);
-    args.queries = reinterpret_cast<const float*>(lane_->device(0));
-    args.num_queries = tile.row_end - tile.row_begin;
-    args.scores = reinterpret_cast<float*>(lane_->device(kQueryBytes));
-    args.stride = stride;
-    SKETCHKV_RETURN_IF_CUDA_ERROR(
-        cuda::LaunchScore(model_.plan(model_.plan_of(query_.layer)).cell, args, lane_->stream()));
-    const size_t rows = size_t{query_.head_count} * args.num_queries;
+    const GpuLayer::Queries queries = {.slots = tables_->base(),
+                                       .ranges = {&range, 1},
+                                       .head_begin = query_.head_begin,
+                                       .head_count = query_.head_count,
+                                       .queries = reinterpret_cast<const float*>(lane_->device(0)),
+                                       .num_queries = tile.row_end - tile.row_begin};
+    SKETCHKV_RETURN_IF_ERROR(
+        layer.Score(lane_, queries, reinterpret_cast<float*>(lane_->device(kQueryBytes)), stride));
+    const size_t rows = size_t{query_.head_count} * queries.num_queries;
     SKETCHKV_RETURN_IF_ERROR(lane_->Down(kQueryBytes, kQueryBytes + rows * stride * sizeof(float)));
     SKETCHKV_RETURN_IF_ERROR(lane_->Wait());
     const auto* const scores = reinterpret_cast<const float*>(lane_->host(kQueryBytes));
     EachRow(tile.row_begin, tile.row_end, [&](size_t to, size_t from) {
-      std::copy_n(scores + from * stride + (tile.token_begin - first),
-                  tile.token_end - tile.token_begin,
+      std::copy_n(scores + from * stride + offset, count,
                   job_.scores + to * job_.stride + (tile.token_begin - query_.token_begin));
     });
     return absl::OkStatus();

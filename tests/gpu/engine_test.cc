@@ -1,6 +1,7 @@
 // The engine on a card, against the same engine on the host.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <random>
@@ -41,6 +42,11 @@ struct Case {
   std::string profile;
   uint32_t block_tokens;
 };
+std::string NameOf(const ::testing::TestParamInfo<Case>& info) {
+  std::string name = info.param.profile + "_" + std::to_string(info.param.block_tokens);
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
+}
 void PrintTo(const Case& c, std::ostream* out) { *out << c.profile << " " << c.block_tokens; }
 
 class GpuEngineTest : public ::testing::TestWithParam<Case> {
@@ -287,9 +293,13 @@ TEST_P(GpuEngineTest, RowsOnTheCardThatAreNotFiniteAreNamed) {
                        {"layer 1, head 2: values: token 5 channel 17"}));
 }
 
-INSTANTIATE_TEST_SUITE_P(All, GpuEngineTest,
+INSTANTIATE_TEST_SUITE_P(Tuned, GpuEngineTest,
                          ::testing::Values(Case{"qjl", 16}, Case{"qjl3p", 64}, Case{"qjl2p", 32}),
-                         [](const auto& info) { return info.param.profile; });
+                         NameOf);
+INSTANTIATE_TEST_SUITE_P(General, GpuEngineTest,
+                         ::testing::Values(Case{"raw", 16}, Case{"qjl", 48}, Case{"qjl4p", 32},
+                                           Case{"qjl-paper", 64}),
+                         NameOf);
 
 }  // namespace
 }  // namespace sketchkv

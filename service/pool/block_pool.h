@@ -114,8 +114,9 @@ class BlockPool {
   // Takes slots on the GPU for those of these blocks that are sealed and have no copy there, nor
   // are being promoted, as far as there is room or it can be made from idle copies.
   [[nodiscard]] std::vector<PromotionHandle> ReservePromotions(std::span<const BlockKey> keys);
-  // Pins up to `limit` sealed blocks whose host bytes are stale. Does not count as use. They come
-  // again until MarkWritten says that all bytes of block `i` of these pins were written to bytes().
+  // Pins up to `limit` sealed blocks whose host bytes are stale, those that wait longest first,
+  // which is no use of them. They come again until MarkWritten says of block `i` of these pins that
+  // all its bytes were written to bytes().
   [[nodiscard]] ReadPins PinStale(size_t limit);
   void MarkWritten(const ReadPins& stale, size_t i);
   // The GPU failed: nothing has a copy from now on, and nothing gets one. Blocks with stale host

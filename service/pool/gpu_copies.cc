@@ -11,7 +11,7 @@ constexpr size_t kMaxDropped = 4096;
 
 std::span<std::byte> GpuCopies::View(Entry* entry) const {
   if (!entry->on_gpu) return {};
-  return tier_->View(slots_.find(entry)->second);
+  return tier_->View(copies_.find(entry)->second.slot);
 }
 
 std::optional<SlotId> GpuCopies::TakeSlot(size_t slot_bytes, uint64_t newest) {
@@ -28,7 +28,7 @@ std::optional<SlotId> GpuCopies::TakeSlot(size_t slot_bytes, uint64_t newest) {
 }
 
 void GpuCopies::Attach(Entry* entry, SlotId slot) {
-  slots_.emplace(entry, slot);
+  copies_.emplace(entry, Copy{.slot = slot});
   entry->on_gpu = 1;
   if (entry->parent != nullptr) CountChild(entry->parent);
   Update(entry);
@@ -37,14 +37,11 @@ void GpuCopies::Attach(Entry* entry, SlotId slot) {
 void GpuCopies::Free(Entry* entry) {
   if (!entry->on_gpu) return;
   Leave(entry);
-  const auto it = slots_.find(entry);
-  tier_->Free(it->second);
-  slots_.erase(it);
-  entry->on_gpu = 0;
-  if (entry->host_stale) {
-    stale_.erase(entry);
-    entry->host_stale = 0;
-  }
+  const auto it = copies_.find(entry);
+  tier_->Free(it->second.slot);
+  if (entry->host_stale) stale_.erase(it->second.stale_since);
+  copies_.erase(it);
+  entry->on_gpu = entry->host_stale = 0;
 }
 
 std::optional<SlotId> GpuCopies::BeginPromotion(Entry* entry, size_t slot_bytes, uint64_t newest) {
@@ -66,14 +63,17 @@ bool GpuCopies::EndPromotion(Entry* entry, SlotId slot, bool copied) {
 }
 
 void GpuCopies::MarkStale(Entry* entry) {
-  stale_.insert(entry);
+  if (entry->host_stale) return;
   entry->host_stale = 1;
+  Copy& copy = copies_.find(entry)->second;
+  copy.stale_since = ++num_made_stale_;
+  stale_.emplace(copy.stale_since, entry);
   Update(entry);
 }
 
 void GpuCopies::MarkWritten(Entry* entry) {
   if (!entry->host_stale) return;
-  stale_.erase(entry);
+  stale_.erase(copies_.find(entry)->second.stale_since);
   entry->host_stale = 0;
   ++written_total_;
   Update(entry);
@@ -81,7 +81,7 @@ void GpuCopies::MarkWritten(Entry* entry) {
 
 std::vector<Entry*> GpuCopies::Stale(size_t limit) const {
   std::vector<Entry*> sealed;
-  for (Entry* entry : stale_) {
+  for (const auto& [since, entry] : stale_) {
     if (sealed.size() == limit) break;
     if (entry->sealed && !entry->hidden) sealed.push_back(entry);
   }
@@ -95,15 +95,16 @@ void GpuCopies::Leave(Entry* entry) {
 
 std::vector<Entry*> GpuCopies::Close() {
   closed_ = true;
-  std::vector<Entry*> lost(stale_.begin(), stale_.end());
-  while (!slots_.empty()) Free(slots_.begin()->first);
+  std::vector<Entry*> lost;
+  for (const auto& [since, entry] : stale_) lost.push_back(entry);
+  while (!copies_.empty()) Free(copies_.begin()->first);
   return lost;
 }
 
 GpuCopies::Stats GpuCopies::GetStats() const {
   Stats stats;
   if (!closed_) stats.tier = tier_->GetStats();
-  stats.blocks = slots_.size();
+  stats.blocks = copies_.size();
   stats.stale_blocks = stale_.size();
   stats.promoted_total = promoted_total_;
   stats.demoted_total = demoted_total_;

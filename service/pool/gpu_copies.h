@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -55,7 +56,7 @@ class GpuCopies {
   // The copy is ahead of the host bytes, or they are equal again.
   void MarkStale(Entry* entry);
   void MarkWritten(Entry* entry);
-  // Sealed blocks with stale host bytes, at most `limit`, in no order.
+  // Sealed blocks with stale host bytes, at most `limit`, those that wait longest first.
   [[nodiscard]] std::vector<Entry*> Stale(size_t limit) const;
 
   // After a change of `refs`, or of last_use with Untrack before it.
@@ -88,16 +89,22 @@ class GpuCopies {
   [[nodiscard]] Stats GetStats() const;
 
  private:
+  struct Copy {
+    SlotId slot;
+    uint64_t stale_since = 0;  // a count, while host_stale
+  };
+
   void SetTracked(Entry* entry, bool tracked);
   void CountChild(Entry* parent);
   void UncountChild(Entry* parent);
 
   const std::unique_ptr<Tier> tier_;
   bool closed_;
-  absl::flat_hash_map<Entry*, SlotId> slots_;
+  absl::flat_hash_map<Entry*, Copy> copies_;
   Lru order_;
   absl::flat_hash_map<Entry*, uint32_t> children_;  // with a copy, where there is one
-  absl::flat_hash_set<Entry*> stale_;
+  std::map<uint64_t, Entry*> stale_;                // by Copy::stale_since
+  uint64_t num_made_stale_ = 0;
   absl::flat_hash_set<const Entry*> promoting_;
   uint64_t promoted_total_ = 0;
   uint64_t written_total_ = 0;

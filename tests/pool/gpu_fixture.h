@@ -16,17 +16,24 @@ inline BlockPool::ReserveRequest GpuRequest(uint64_t number,
   return request;
 }
 
-// Writes the claimed cells to the slot on the GPU alone; the host slot is poisoned.
-inline absl::Status PutStale(BlockPool& pool, const BlockPool::ReserveRequest& request) {
-  SKETCHKV_ASSIGN_OR_RETURN(WriteHandle handle, pool.Reserve(request));
-  const std::vector<uint32_t> checksums = FillClaimed(handle, request.key);
-  if (handle.gpu_slot().empty()) return handle.Commit(checksums).status();
+// FillClaimed on the GPU too; with kStale there alone, and the host's cells are poisoned. There is
+// a gpu_slot.
+inline std::vector<uint32_t> FillOnGpu(const WriteHandle& handle, const BlockKey& key,
+                                       HostBytes host) {
+  const std::vector<uint32_t> checksums = FillClaimed(handle, key);
   const size_t cell_bytes = handle.slot().size() / 4;
   for (const WriteHandle::Cell& cell : handle.claimed()) {
     const size_t begin = (cell.layer * 2 + cell.head) * cell_bytes;
     std::memcpy(&handle.gpu_slot()[begin], &handle.slot()[begin], cell_bytes);
-    std::memset(&handle.slot()[begin], 0x5A, cell_bytes);
+    if (host == HostBytes::kStale) std::memset(&handle.slot()[begin], 0x5A, cell_bytes);
   }
+  return checksums;
+}
+
+inline absl::Status PutStale(BlockPool& pool, const BlockPool::ReserveRequest& request) {
+  SKETCHKV_ASSIGN_OR_RETURN(WriteHandle handle, pool.Reserve(request));
+  if (handle.gpu_slot().empty()) return absl::ResourceExhaustedError("no gpu_slot");
+  const auto checksums = FillOnGpu(handle, request.key, HostBytes::kStale);
   return handle.Commit(checksums, HostBytes::kStale).status();
 }
 
@@ -35,6 +42,25 @@ inline BlockView CopyOf(const BlockView& view) {
   BlockView copy = view;
   copy.bytes = {view.gpu, view.bytes.size()};
   return copy;
+}
+
+// All bytes that count are what was put: those of the copy, and the host's unless they are stale.
+inline bool HoldsPatternEverywhere(const BlockView& view) {
+  if (view.gpu == nullptr) return !view.host_stale && HoldsPattern(view);
+  return HoldsPattern(CopyOf(view)) && (view.host_stale || HoldsPattern(view));
+}
+
+inline void WriteBack(BlockPool& pool, const ReadPins& stale) {
+  for (size_t i = 0; i < stale.size(); ++i) {
+    const std::span<const std::byte> host = stale[i].bytes;
+    std::memcpy(const_cast<std::byte*>(host.data()), stale[i].gpu, host.size());
+    pool.MarkWritten(stale, i);
+  }
+}
+
+inline bool FinishPromotion(PromotionHandle handle) {
+  std::memcpy(handle.gpu_slot().data(), handle.bytes().data(), handle.bytes().size());
+  return handle.Commit();
 }
 
 // Eight slots of 4 KiB on the GPU, one a page, beside 64 in the host tier.
@@ -85,18 +111,14 @@ class GpuPoolTest : public PoolTest {
     for (const uint64_t number : numbers) keys.push_back(KeyOf(number));
     size_t count = 0;
     for (PromotionHandle& handle : pool_->ReservePromotions(keys)) {
-      std::memcpy(handle.gpu_slot().data(), handle.bytes().data(), handle.bytes().size());
-      count += handle.Commit();
+      count += FinishPromotion(std::move(handle));
     }
     return count;
   }
   // Writes back what is stale. Returns how many blocks.
-  size_t WriteBack(size_t limit = 1000) {
+  size_t WriteBackSome(size_t limit = 1000) {
     const ReadPins stale = pool_->PinStale(limit);
-    for (size_t i = 0; i < stale.size(); ++i) {
-      std::memcpy(const_cast<std::byte*>(stale[i].bytes.data()), stale[i].gpu, kSlot);
-      pool_->MarkWritten(stale, i);
-    }
+    WriteBack(*pool_, stale);
     return stale.size();
   }
 

@@ -17,30 +17,28 @@ TEST_F(GpuWriteBackTest, AStaleBlockShowsSoUntilItIsWrittenBack) {
   EXPECT_FALSE(HoldsPattern(before[0]));
   EXPECT_TRUE(HoldsPattern(CopyOf(before[0])));
   EXPECT_EQ(pool_->GetStats().stale_blocks, 1u);
-  EXPECT_EQ(WriteBack(), 1u);
+  EXPECT_EQ(WriteBackSome(), 1u);
   EXPECT_EQ(pool_->GetStats().stale_blocks, 0u);
   EXPECT_TRUE(before[0].host_stale) << "as it was when pinned";
   SKETCHKV_ASSERT_OK_AND_ASSIGN(const ReadPins after, pool_->Pin(KeyOf(1)));
   EXPECT_FALSE(after[0].host_stale);
   EXPECT_TRUE(HoldsPattern(after[0]));
   EXPECT_EQ(after[0].gpu, before[0].gpu);
-  EXPECT_EQ(WriteBack(), 0u);
+  EXPECT_EQ(WriteBackSome(), 0u);
 }
 
 TEST_F(GpuWriteBackTest, OneStalePartMakesTheBlockStale) {
   auto request = GpuRequest(1);
   request.range = {0, 1, 0, 2};
   SKETCHKV_ASSERT_OK(PutStale(*pool_, request));
-  EXPECT_EQ(WriteBack(), 0u) << "it is not sealed yet";
+  EXPECT_EQ(WriteBackSome(), 0u) << "it is not sealed yet";
   request.range = {1, 1, 0, 2};
   {
     SKETCHKV_ASSERT_OK_AND_ASSIGN(WriteHandle handle, pool_->Reserve(request));
-    const std::vector<uint32_t> checksums = FillClaimed(handle, KeyOf(1));
-    std::memcpy(&handle.gpu_slot()[kSlot / 2], &handle.slot()[kSlot / 2], kSlot / 2);
-    SKETCHKV_ASSERT_OK(handle.Commit(checksums));
+    SKETCHKV_ASSERT_OK(handle.Commit(FillOnGpu(handle, KeyOf(1), HostBytes::kWritten)));
   }
   EXPECT_TRUE(pool_->Pin(KeyOf(1)).value()[0].host_stale);
-  EXPECT_EQ(WriteBack(), 1u);
+  EXPECT_EQ(WriteBackSome(), 1u);
   EXPECT_TRUE(HoldsPattern(pool_->Pin(KeyOf(1)).value()[0]));
 }
 
@@ -51,7 +49,7 @@ TEST_F(GpuWriteBackTest, AStaleCopyIsNotDroppedBeforeItIsWrittenBack) {
   SKETCHKV_ASSERT_OK(PutRequest(*pool_, GpuRequest(8)));
   EXPECT_THAT(Copies(0, 9), ElementsAre(0, 1, 2, 3, 4, 5, 6, 7));
   EXPECT_EQ(pool_->GetStats().gpu_fallback_total, 1u);
-  EXPECT_EQ(WriteBack(), 8u);
+  EXPECT_EQ(WriteBackSome(), 8u);
   SKETCHKV_ASSERT_OK(PutRequest(*pool_, GpuRequest(9)));
   EXPECT_THAT(Copies(0, 10), ElementsAre(1, 2, 3, 4, 5, 6, 7, 9));
 }
@@ -60,9 +58,9 @@ TEST_F(GpuWriteBackTest, PinStaleIsBoundedAndNoUse) {
   SKETCHKV_ASSERT_OK(PutStale(*pool_, GpuRequest(0)));
   SKETCHKV_ASSERT_OK(PutStale(*pool_, GpuRequest(1)));
   EXPECT_EQ(pool_->PinStale(1).size(), 1u);
-  EXPECT_EQ(WriteBack(1), 1u);
-  EXPECT_EQ(WriteBack(1), 1u);
-  EXPECT_EQ(WriteBack(1), 0u);
+  EXPECT_EQ(WriteBackSome(1), 1u);
+  EXPECT_EQ(WriteBackSome(1), 1u);
+  EXPECT_EQ(WriteBackSome(1), 0u);
   for (uint64_t root = 100; root < 163; ++root) SKETCHKV_ASSERT_OK(Put(*pool_, root, std::nullopt));
   EXPECT_FALSE(Found(*pool_, 0)) << "the least recently used";
   EXPECT_TRUE(Found(*pool_, 1));

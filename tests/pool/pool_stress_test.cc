@@ -2,15 +2,30 @@
 #include <random>
 #include <thread>
 
-#include "tests/pool/pool_fixture.h"
+#include "tests/pool/gpu_fixture.h"
 
 namespace sketchkv {
 namespace {
 
+enum class Gpu { kNone, kWorks, kFails };
+
 // Writers, verifying readers, lease holders and deleters on two models whose blocks exceed the
-// budget several times. What it checks: no wrong byte, no overrun of the budget, nothing left.
-class PoolStressTest : public PoolTest {
+// budget several times; where there is a GPU, one thread promotes and writes back. What it checks:
+// no wrong byte in either tier, no overrun of a budget, nothing left.
+class PoolStressTest : public PoolTest, public ::testing::WithParamInterface<Gpu> {
  protected:
+  static constexpr size_t kGpuBytes = 24 * kSlot;
+
+  PoolStressTest() : memory_({kGpuBytes / 2, kGpuBytes / 2}) {
+    if (GetParam() == Gpu::kNone) return;
+    BlockPool::Options options;
+    options.budget_bytes = kBudget;
+    options.high_watermark = 1.0;
+    options.gpu_promote_idle = std::chrono::milliseconds(20);
+    pool_ = std::make_unique<BlockPool>(options, &clock_,
+                                        std::make_unique<ArenaTier>(memory_.chunks()));
+  }
+
   static constexpr uint64_t kChains = 24, kDepth = 4;
   static constexpr int kSteps = 12000;
 
@@ -23,10 +38,14 @@ class PoolStressTest : public PoolTest {
     auto request = RequestFor(number, depth == 0 ? std::nullopt : std::optional(number - 1),
                               model == 0 ? kSlot : 1280, model);
     if (random() % 4 == 0) request.range = {static_cast<uint32_t>(random() % 2), 1, 0, 2};
+    request.want_gpu = random() % 2 == 0;
     auto handle = pool_->Reserve(request);
     if (!handle.ok()) return;
-    const std::vector<uint32_t> checksums = FillClaimed(*handle, request.key);
-    if (random() % 8 != 0) (void)handle->Commit(checksums);
+    const bool copy = !handle->gpu_slot().empty();
+    const HostBytes host = copy && random() % 2 == 0 ? HostBytes::kStale : HostBytes::kWritten;
+    const auto checksums =
+        copy ? FillOnGpu(*handle, request.key, host) : FillClaimed(*handle, request.key);
+    if (random() % 8 != 0) (void)handle->Commit(checksums, host);
   }
 
   void ReadSome(std::mt19937& random) {
@@ -43,7 +62,9 @@ class PoolStressTest : public PoolTest {
 
   void Verify(const ReadPins& pins) {
     for (size_t i = 0; i < pins.size(); ++i) {
-      if (!HoldsPattern(pins[i])) ++wrong_;
+      const BlockView view = pins[i];
+      if (!HoldsPatternEverywhere(view)) ++wrong_;
+      if (view.gpu != nullptr) ++read_on_gpu_;
       ++read_;
     }
   }
@@ -60,16 +81,30 @@ class PoolStressTest : public PoolTest {
     if (pool_->GetStats().page_bytes > kBudget) ++wrong_;
   }
 
-  std::atomic<uint64_t> wrong_ = 0, read_ = 0;
+  void MoveSome(std::mt19937& random) {
+    WriteBack(*pool_, pool_->PinStale(1 + random() % 8));
+    std::vector<BlockKey> keys;
+    for (int i = 0; i < 4; ++i) {
+      keys.push_back(KeyOf(Number(random() % kChains, random() % kDepth), random() % 2));
+    }
+    for (PromotionHandle& handle : pool_->ReservePromotions(keys)) {
+      if (random() % 8 != 0) (void)FinishPromotion(std::move(handle));
+    }
+    const BlockPool::Stats stats = pool_->GetStats();
+    if (stats.gpu_page_bytes > kGpuBytes || stats.gpu_used_bytes > stats.gpu_page_bytes) ++wrong_;
+  }
+
+  FakeGpuMemory memory_;
+  std::atomic<uint64_t> wrong_ = 0, read_ = 0, read_on_gpu_ = 0;
 };
 
-TEST_F(PoolStressTest, ManyThreadsNeverSeeAWrongByte) {
+TEST_P(PoolStressTest, ManyThreadsNeverSeeAWrongByte) {
   constexpr uint32_t kWriters = 3;
   std::atomic<uint32_t> writers_left = kWriters;
   std::atomic<uint64_t> wakes = 0;
   const uint64_t subscription = pool_->events().Subscribe([&] { ++wakes; });
   std::vector<std::thread> threads;
-  for (uint32_t id = 0; id < 6; ++id) {
+  for (uint32_t id = 0; id < (GetParam() == Gpu::kNone ? 6 : 7); ++id) {
     threads.emplace_back([this, &writers_left, id] {
       std::mt19937 random(1000 + id);
       // Readers and the deleter go on for as long as there are writers: on a busy machine they
@@ -79,6 +114,9 @@ TEST_F(PoolStressTest, ManyThreadsNeverSeeAWrongByte) {
           PutSome(random);
         } else if (id < 5) {
           ReadSome(random);
+        } else if (id == 6) {
+          MoveSome(random);
+          if (step == kSteps / 4 && GetParam() == Gpu::kFails) (void)pool_->CloseGpu();
         } else if (step % 8 == 0) {
           DropSome(random);
         }
@@ -90,6 +128,10 @@ TEST_F(PoolStressTest, ManyThreadsNeverSeeAWrongByte) {
   pool_->events().Unsubscribe(subscription);
   EXPECT_EQ(wrong_, 0u);
   EXPECT_GT(read_, 100u);
+  if (GetParam() == Gpu::kWorks) {
+    EXPECT_GT(read_on_gpu_, 100u);
+    EXPECT_GT(pool_->GetStats().promoted_total, 0u);
+  }
   EXPECT_EQ(wakes, pool_->events().next_sequence() - 1);
 
   clock_.Advance(std::chrono::hours(1));
@@ -101,7 +143,13 @@ TEST_F(PoolStressTest, ManyThreadsNeverSeeAWrongByte) {
   EXPECT_EQ(stats.leases, 0u);
   EXPECT_EQ(stats.pinned_bytes, 0u);
   EXPECT_EQ(stats.page_bytes, 0u);
+  EXPECT_EQ(stats.gpu_page_bytes, 0u);
+  EXPECT_EQ(stats.gpu_blocks, 0u);
+  EXPECT_EQ(stats.stale_blocks, 0u);
 }
+
+INSTANTIATE_TEST_SUITE_P(WithAndWithoutAGpu, PoolStressTest,
+                         ::testing::Values(Gpu::kNone, Gpu::kWorks, Gpu::kFails));
 
 }  // namespace
 }  // namespace sketchkv

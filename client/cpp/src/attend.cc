@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "client/cpp/src/attend_payload.h"
+#include "client/cpp/src/convert.h"
 #include "client/cpp/src/part.h"
 #include "kernels/base/status_macros.h"
 
@@ -75,6 +76,33 @@ absl::StatusOr<uint32_t> FillItem(const AttentionItem& item, const CacheLayout& 
   return range.head_count;
 }
 
+// `count`: of the numbers the items take.
+absl::Status PlaceQueries(const AttentionCall& call, uint64_t count, PreparedAttention* prepared) {
+  if (!call.gpu_queries) {
+    prepared->queries = call.queries;
+    if (call.queries.size() == count) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrCat("queries has ", call.queries.size(), " numbers, the items take ", count));
+  }
+  if (!call.queries.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("queries has ", call.queries.size(), " numbers, want 0 with gpu_queries"));
+  }
+  *prepared->request.mutable_queries_gpu_memory() = ToProto(*call.gpu_queries);
+  if (call.gpu_queries->length == count * sizeof(float)) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("gpu_queries has ", call.gpu_queries->length,
+                                                 " bytes, the items take ", count * sizeof(float)));
+}
+
+absl::Status PlaceOutputs(const AttentionCall& call, uint64_t bytes, PreparedAttention* prepared) {
+  if (!call.gpu_outputs) return absl::OkStatus();
+  prepared->outputs_on_gpu = true;
+  *prepared->request.mutable_outputs_gpu_memory() = ToProto(*call.gpu_outputs);
+  if (call.gpu_outputs->length >= bytes) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("gpu_outputs has ", call.gpu_outputs->length,
+                                                 " bytes, the outputs take ", bytes));
+}
+
 absl::StatusOr<PreparedAttention> Prepare(const AttentionCall& call, const CacheLayout& layout) {
   SKETCHKV_RETURN_IF_ERROR(
       CheckBound("queries_per_kv_head", call.queries_per_kv_head, 1, kMaxQueriesPerHead));
@@ -94,18 +122,17 @@ absl::StatusOr<PreparedAttention> Prepare(const AttentionCall& call, const Cache
                             call.queries_per_kv_head);
     rows += prepared.rows.back();
   }
-  if (call.queries.size() != rows * layout.head_dim) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "queries has ", call.queries.size(), " numbers, the items take ", rows * layout.head_dim));
-  }
+  SKETCHKV_RETURN_IF_ERROR(PlaceQueries(call, rows * layout.head_dim, &prepared));
+  const uint64_t outputs = rows * (layout.value_dim + 1) * sizeof(float);
+  SKETCHKV_RETURN_IF_ERROR(PlaceOutputs(call, outputs, &prepared));
   // Request and answer each travel as one message.
-  const uint64_t bytes = rows * std::max(layout.head_dim, layout.value_dim + 1) * sizeof(float);
+  const uint64_t bytes =
+      std::max<uint64_t>(call.queries.size_bytes(), prepared.outputs_on_gpu ? 0 : outputs);
   if (bytes > kMaxChunkBytes) {
     return absl::InvalidArgumentError(absl::StrCat("queries or outputs take ", bytes,
                                                    " bytes, one call carries ", kMaxChunkBytes,
                                                    ": split it"));
   }
-  prepared.queries = call.queries;
   const uint64_t message_bytes = prepared.request.ByteSizeLong() + call.queries.size_bytes();
   if (message_bytes > kMaxRequestBytes) {
     return absl::InvalidArgumentError(absl::StrCat("queries, items and their blocks take ",
@@ -206,8 +233,13 @@ absl::StatusOr<std::vector<AttentionOutput>> AttendOnce(ClientCore* core, ModelC
 
 absl::StatusOr<std::vector<ScoreOutput>> ScoreOnce(ClientCore* core, ModelCache* models,
                                                    const AttentionCall& call, TimePoint deadline) {
+  if (call.gpu_outputs) {
+    return absl::InvalidArgumentError("gpu_outputs is set, the logits of Score always travel");
+  }
   SKETCHKV_ASSIGN_OR_RETURN(PreparedAttention prepared, PrepareAttention(models, call, deadline));
-  prepared.request.set_queries(call.queries.data(), call.queries.size_bytes());
+  if (!call.gpu_queries) {
+    prepared.request.set_queries(call.queries.data(), call.queries.size_bytes());
+  }
   std::vector<std::vector<ScoreChunk>> chunks;
   const absl::Status status = WithRetries(core, deadline, [&](grpc::ClientContext* context) {
     chunks.assign(call.items.size(), {});

@@ -16,8 +16,9 @@ namespace sketchkv::client {
 
 // An AttentionCall checked against its model, ready to send, and the sizes of its answer.
 struct PreparedAttention {
-  v1::AttentionRequest request;    // without request_id, timeout_ms and queries
-  std::span<const float> queries;  // the caller's
+  v1::AttentionRequest request;    // without request_id, timeout_ms and queries on the host
+  std::span<const float> queries;  // the caller's; empty: they lie on a GPU
+  bool outputs_on_gpu = false;     // the caller's memory there takes them
   std::vector<uint64_t> rows;      // of each item: query tokens * query heads
   uint32_t value_dim = 0;
 };

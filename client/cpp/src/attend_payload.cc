@@ -13,6 +13,13 @@ namespace {
 // Queries and outputs together; less travels as fast in the messages.
 constexpr uint64_t kMinSharedBytes = 64 << 10;
 
+// One empty output an item: the numbers are in the caller's memory on a GPU.
+std::vector<AttentionOutput> OutputsOnGpu(const PreparedAttention& call) {
+  AttentionOutput output;
+  output.transport = Transport::kGpuMemory;
+  return std::vector<AttentionOutput>(call.rows.size(), output);
+}
+
 // The outputs of all items, one behind the other in `bytes`.
 std::vector<AttentionOutput> SplitOutputs(const PreparedAttention& call, const std::byte* bytes,
                                           Transport transport) {
@@ -37,9 +44,12 @@ std::vector<AttentionOutput> SplitOutputs(const PreparedAttention& call, const s
 AttendPayload::AttendPayload(const PreparedAttention* call, SegmentSource* segments,
                              TimePoint deadline)
     : call_(*call), segments_(*segments) {
-  for (const uint64_t rows : call_.rows) {
-    output_bytes_ += rows * (call_.value_dim + 1) * sizeof(float);
+  if (!call_.outputs_on_gpu) {
+    for (const uint64_t rows : call_.rows) {
+      output_bytes_ += rows * (call_.value_dim + 1) * sizeof(float);
+    }
   }
+  if (call_.outputs_on_gpu || call_.queries.empty()) return;  // what is left travels
   std::shared_ptr<SharedSegment> holding = segments_.Holding(std::as_bytes(call_.queries));
   const bool in_place = holding != nullptr;
   if (in_place) {
@@ -71,7 +81,9 @@ void AttendPayload::Share(std::shared_ptr<SharedSegment> segment, bool in_place)
 v1::AttentionRequest AttendPayload::Request() const {
   v1::AttentionRequest request = call_.request;
   if (segment_ == nullptr) {
-    request.set_queries(call_.queries.data(), call_.queries.size_bytes());
+    if (!call_.queries.empty()) {
+      request.set_queries(call_.queries.data(), call_.queries.size_bytes());
+    }
   } else {
     *request.mutable_queries_segment() = *segment_->Find(queries_);
     *request.mutable_outputs_segment() = *segment_->Find(outputs_);
@@ -90,7 +102,9 @@ Outcome AttendPayload::Take(const v1::AttendResponse& response,
                                                       " bytes of outputs, want ", want));
     return outcome;
   }
-  if (segment_ == nullptr) {
+  if (call_.outputs_on_gpu) {
+    *outputs = OutputsOnGpu(call_);
+  } else if (segment_ == nullptr) {
     const auto* bytes = reinterpret_cast<const std::byte*>(response.payload().data());
     *outputs = SplitOutputs(call_, bytes, Transport::kGrpc);
   } else {

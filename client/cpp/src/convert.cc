@@ -125,6 +125,14 @@ KvLayout KernelLayout(const CacheLayout& layout) {
 v1::DType ToProto(ElementType type) { return static_cast<v1::DType>(type); }
 v1::RawOrder ToProto(sketchkv::RawOrder order) { return static_cast<v1::RawOrder>(order); }
 
+v1::GpuMemoryRef ToProto(const GpuMemory& memory) {
+  v1::GpuMemoryRef out;
+  out.set_ipc_handle(memory.ipc_handle.data(), memory.ipc_handle.size());
+  out.set_offset(memory.offset);
+  out.set_length(memory.length);
+  return out;
+}
+
 v1::KvLayout ToProto(const CacheLayout& layout) {
   v1::KvLayout out;
   out.set_num_layers(layout.num_layers);

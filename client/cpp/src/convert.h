@@ -16,6 +16,7 @@ namespace sketchkv::client {
 [[nodiscard]] v1::CellRange ToProto(const PartRange& range);
 [[nodiscard]] v1::RawOrder ToProto(sketchkv::RawOrder order);
 [[nodiscard]] v1::DType ToProto(ElementType type);
+[[nodiscard]] v1::GpuMemoryRef ToProto(const GpuMemory& memory);
 
 // INTERNAL for a model no server of this protocol would answer with: its numbers are used as sizes.
 [[nodiscard]] absl::StatusOr<ModelInfo> FromProto(const v1::Model& model);

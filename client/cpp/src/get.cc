@@ -22,6 +22,11 @@ class GetItem final : public StreamItem<v1::GetRequest, v1::GetResponse> {
   absl::Status Prepare(const std::shared_ptr<const CachedModel>& model) {
     SKETCHKV_RETURN_IF_ERROR(CheckHash("block_hash", part_.block_hash));
     SKETCHKV_ASSIGN_OR_RETURN(range_, ResolveRange(part_.range, model->layout()));
+    if (part_.into_gpu && (!part_.type || !part_.into.empty())) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("with into_gpu, into has ", part_.into.size(), " bytes and type is ",
+                       part_.type ? "set" : "not set", ", want 0 and a type"));
+    }
     model_ = model;
     return absl::OkStatus();
   }
@@ -38,6 +43,10 @@ class GetItem final : public StreamItem<v1::GetRequest, v1::GetResponse> {
     if (part_.type) {
       request->mutable_format()->set_dtype(ToProto(*part_.type));
       request->mutable_format()->set_raw_order(ToProto(part_.order));
+    }
+    if (part_.into_gpu) {
+      *request->mutable_gpu_memory() = ToProto(*part_.into_gpu);
+      return false;
     }
     segment_ = segments_->Get(deadline_);
     if (segment_ != nullptr) {
@@ -56,18 +65,19 @@ class GetItem final : public StreamItem<v1::GetRequest, v1::GetResponse> {
       result_.payload_bytes = WantBytes(result_.num_tokens);
       SKETCHKV_RETURN_IF_ERROR(CheckRoom());
       std::byte* const into = part_.into.empty() ? nullptr : part_.into.data();
-      if (region_ == nullptr) payload_.Begin(result_.payload_bytes, into);
+      if (Travels()) payload_.Begin(result_.payload_bytes, into);
     }
     return payload_.Append(bulk);
   }
 
   absl::Status Complete(const v1::GetResponse& last) override {
-    if (region_ == nullptr) {
+    if (Travels()) {
       SKETCHKV_RETURN_IF_ERROR(payload_.Complete(last.checksum()));
       result_.payload = payload_.Release();
       return absl::OkStatus();
     }
     if (result_.num_tokens == 0) return absl::InternalError("the server's answer has no part");
+    if (part_.into_gpu) return absl::OkStatus();  // it is where it belongs
     const auto bytes = region_->bytes().first(result_.payload_bytes);
     if (part_.into.empty()) {
       ReservePayload(bytes.size(), &result_.payload);
@@ -92,6 +102,7 @@ class GetItem final : public StreamItem<v1::GetRequest, v1::GetResponse> {
   }
 
  private:
+  bool Travels() const { return region_ == nullptr && !part_.into_gpu; }
   absl::Status CheckAnswered(const v1::PartLayout& part) const {
     if (!CheckTokens(result_.num_tokens, model_->layout()).ok()) {
       return absl::InternalError(absl::StrCat("the server's block has ", result_.num_tokens,
@@ -110,6 +121,10 @@ class GetItem final : public StreamItem<v1::GetRequest, v1::GetResponse> {
     return CheckPartAnswered(part, want);
   }
   absl::Status CheckRoom() const {
+    if (part_.into_gpu && part_.into_gpu->length < result_.payload_bytes) {
+      return absl::InternalError(absl::StrCat("into_gpu has ", part_.into_gpu->length,
+                                              " bytes, the server wrote ", result_.payload_bytes));
+    }
     if (part_.into.empty() || part_.into.size() >= result_.payload_bytes) return absl::OkStatus();
     return absl::InvalidArgumentError(absl::StrCat("into has ", part_.into.size(),
                                                    " bytes, the payload ", result_.payload_bytes));

@@ -21,7 +21,9 @@ namespace {
 class PutItem final : public StreamItem<v1::PutRequest, v1::PutResponse> {
  public:
   PutItem(const PutPart* part, bool encode_locally, SegmentSource* segments)
-      : part_(*part), encode_(encode_locally && !part->encoded), segments_(segments) {}
+      : part_(*part),
+        encode_(encode_locally && !part->encoded && !part->gpu_payload),
+        segments_(segments) {}
 
   absl::Status Prepare(ClientCore* core, const std::shared_ptr<const CachedModel>& model,
                        TimePoint deadline) {
@@ -43,7 +45,7 @@ class PutItem final : public StreamItem<v1::PutRequest, v1::PutResponse> {
   absl::StatusOr<bool> Fill(size_t index, v1::PutRequest* request,
                             std::vector<grpc::Slice>* bulk) override {
     if (index == 0) SKETCHKV_RETURN_IF_ERROR(Begin(request->mutable_header()));
-    if (shared_) return false;  // nothing travels
+    if (shared_ || part_.gpu_payload) return false;  // nothing travels
     if (payload_.Next(bulk)) return true;
     request->set_checksum(payload_.checksum());
     payload_ = {};  // sent: another round encodes anew
@@ -87,7 +89,9 @@ class PutItem final : public StreamItem<v1::PutRequest, v1::PutResponse> {
       bytes = *cells;
     }
     const bool encoded = encode_ || part_.encoded;
-    if (!Share(bytes, header)) {
+    if (part_.gpu_payload) {
+      *header->mutable_gpu_memory() = ToProto(*part_.gpu_payload);
+    } else if (!Share(bytes, header)) {
       std::optional<RawShape> raw;
       if (!encoded) raw = RawShapeOf(model_->layout(), range_, part_.num_tokens);
       payload_ = ChunkedPayload(bytes, raw, cells);
@@ -164,6 +168,11 @@ std::vector<PutItem*> Outdated(ClientCore* core, ModelCache* models, TimePoint d
 absl::StatusOr<PartRange> CheckPart(const PutPart& part, const ModelInfo& model) {
   SKETCHKV_RETURN_IF_ERROR(CheckTokens(part.num_tokens, model.layout));
   SKETCHKV_ASSIGN_OR_RETURN(const PartRange range, ResolveRange(part.range, model.layout));
+  if (part.gpu_payload && (part.encoded || !part.payload.empty())) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "with gpu_payload, payload has ", part.payload.size(), " bytes and encoded is ",
+        part.encoded ? "true" : "false", ", want 0 and false"));
+  }
   if (part.encoded) {
     SKETCHKV_RETURN_IF_ERROR(
         CheckPayload(part.payload.size(), EncodedBytes(model, range), "the range's cells"));
@@ -173,10 +182,11 @@ absl::StatusOr<PartRange> CheckPart(const PutPart& part, const ModelInfo& model)
     return absl::InvalidArgumentError(
         absl::StrCat("order is ", static_cast<int>(part.order), ", want 1 (NHD) or 2 (HND)"));
   }
-  SKETCHKV_RETURN_IF_ERROR(CheckPayload(
-      part.payload.size(), RawShapeOf(model.layout, range, part.num_tokens).total_bytes(),
-      absl::StrCat(range.layer_count, " layers of ", range.head_count, " heads and ",
-                   part.num_tokens, " tokens")));
+  SKETCHKV_RETURN_IF_ERROR(
+      CheckPayload(part.gpu_payload ? part.gpu_payload->length : part.payload.size(),
+                   RawShapeOf(model.layout, range, part.num_tokens).total_bytes(),
+                   absl::StrCat(range.layer_count, " layers of ", range.head_count, " heads and ",
+                                part.num_tokens, " tokens")));
   return range;
 }
 

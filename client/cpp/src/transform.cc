@@ -70,6 +70,9 @@ class TransformItem final : public StreamItem<Request, Response> {
 absl::StatusOr<std::vector<std::byte>> EncodePart(ClientCore* core, ModelCache* models,
                                                   const PutPart& part, TimePoint deadline) {
   if (part.encoded) return absl::InvalidArgumentError("encoded is true, Encode wants raw bytes");
+  if (part.gpu_payload) {
+    return absl::InvalidArgumentError("gpu_payload is set, Encode takes bytes in payload");
+  }
   std::shared_ptr<const CachedModel> model;
   PartRange range;
   SKETCHKV_RETURN_IF_ERROR(models->With(part.model, deadline, [&](const auto& candidate) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -17,7 +18,7 @@ namespace sketchkv {
 inline namespace sdk {
 
 // How payloads go to the server and back. Control always goes over gRPC.
-enum class Transport : uint8_t { kGrpc = 1, kSharedMemory = 2 };
+enum class Transport : uint8_t { kGrpc = 1, kSharedMemory = 2, kGpuMemory = 3 };
 
 // Order of a raw payload of one layer: [tokens, heads, dim] or [heads, tokens, dim].
 enum class RawOrder : uint8_t { kNhd = 1, kHnd = 2 };
@@ -33,6 +34,22 @@ struct PartRange {
 // What a block is called: 16-32 bytes chained by the caller (see ChainHash).
 using BlockId = std::string;
 
+// Bytes in the memory of a GPU that the server, on the same machine, works on too, in an allocation
+// of this process. Plain numbers: naming them needs no CUDA.
+//
+// What this process's streams do with the bytes must be done before the call (synchronise them);
+// what the server does is done when the call returns with the server's answer, good or bad. A call
+// that ends without one (DEADLINE_EXCEEDED, CANCELLED, UNAVAILABLE) may be worked on until its
+// timeout and a second after it: until then use the bytes for nothing else. The server keeps the
+// allocation open for some seconds after its last use, and its memory is not free before.
+// UNAVAILABLE: the server has no GPU, or it failed; INVALID_ARGUMENT: another GPU, or bytes outside
+// the allocation.
+struct GpuMemory {
+  std::array<std::byte, 64> ipc_handle{};  // the cudaIpcMemHandle_t of the allocation
+  uint64_t offset = 0;                     // bytes from its beginning, a multiple of 16
+  uint64_t length = 0;                     // bytes
+};
+
 struct PutPart {
   std::string model;
   BlockId block_hash;
@@ -44,6 +61,9 @@ struct PutPart {
   // Or, with encoded = true, cells in the order [layer][head]. Alive until the call is done.
   std::span<const std::byte> payload;
   bool encoded = false;
+  // Where a raw payload lies instead; `payload` is empty then. The server encodes it, whatever
+  // ClientOptions::encode_locally says.
+  std::optional<GpuMemory> gpu_payload;
 };
 
 // Bytes in memory shared with the server (Client::AllocateShared). Movable; may outlive the client.
@@ -82,12 +102,14 @@ struct GetPart {
   // may take as long as the rest of the get. Must live until the get is done, overlap with no other
   // part's, and holds anything when that fails. INVALID_ARGUMENT when the payload is larger.
   std::span<std::byte> into;
+  // The same for raw output on a GPU; `into` is empty then.
+  std::optional<GpuMemory> into_gpu;
 };
 
 struct GetResult {
   uint32_t num_tokens = 0;
   uint64_t payload_bytes = 0;
-  std::vector<std::byte> payload;  // as PutPart::payload; empty with GetPart::into
+  std::vector<std::byte> payload;  // as PutPart::payload; empty with GetPart::into*
 };
 
 // One sequence in one layer.
@@ -113,14 +135,20 @@ struct AttentionCall {
   std::vector<AttentionItem> items;
   // Item after item: [num_query_tokens, head_count * queries_per_kv_head, head_dim].
   std::span<const float> queries;
+  // Where they lie instead; `queries` is empty then.
+  std::optional<GpuMemory> gpu_queries;
+  // Where to write what would be the outputs, for Attend alone: float32, item after item, out, then
+  // lse, each as in AttentionOutput, whose vectors stay empty. With both on the GPU, and every
+  // block in the server's GPU tier, no number leaves it.
+  std::optional<GpuMemory> gpu_outputs;
 };
 
 // Partial attention of one item.
 struct AttentionOutput {
   std::vector<float> out;  // [num_query_tokens, query heads, value_dim]
   std::vector<float> lse;  // [num_query_tokens, query heads], natural log; -inf over no tokens
-  // The way the call's queries and outputs went: shared memory where there is some, and enough
-  // bytes for it to be faster.
+  // The way the call's outputs came: shared memory where there is some, and enough bytes for it to
+  // be faster.
   Transport transport = Transport::kGrpc;
 };
 

@@ -275,7 +275,9 @@ absl::Status ComputeAttention(const AttentionRequest& request, const AttentionTa
   }
   GpuPartials on_gpu(request, targets, shapes);
   SKETCHKV_RETURN_IF_ERROR(Admit(request, bytes + on_gpu.size_bytes()));
-  const std::function<absl::Status()> compute_on_gpu = [&] { return on_gpu.Compute(gpu, answer); };
+  const std::function<absl::Status()> compute_on_gpu = [&] {
+    return on_gpu.Compute(gpu, answer, Place::kHost);
+  };
   const std::vector<Unit> units = SplitWork(request, shapes, targets);
   std::vector<SharedQueries> shared = ShareQueries(units);
   std::vector<AttentionPartial> partials(units.size());

@@ -57,7 +57,7 @@ size_t GpuPartials::FirstOwn(size_t item) const {
   return targets_[item]->host_ranges.empty() ? 1 : 0;
 }
 
-absl::Status GpuPartials::Compute(Gpu* gpu, std::span<float> answer) {
+absl::Status GpuPartials::Compute(Gpu* gpu, std::span<float> answer, Place place) {
   const uint32_t value_dim = request_.model->layout().value_dim;
   partials_.resize(floats_);
   std::vector<GpuAttention> jobs;
@@ -78,7 +78,7 @@ absl::Status GpuPartials::Compute(Gpu* gpu, std::span<float> answer) {
                       .lse = out + shape.rows * value_dim});
     }
   }
-  return gpu->Attend(jobs, Place::kHost);
+  return gpu->Attend(jobs, place);
 }
 
 void GpuPartials::Merge(std::span<float> answer) const {

@@ -26,8 +26,9 @@ class GpuPartials {
   // Of partials, beside the answer.
   [[nodiscard]] uint64_t size_bytes() const { return floats_ * sizeof(float); }
 
-  // What the host does not write goes to `answer` directly.
-  [[nodiscard]] absl::Status Compute(Gpu* gpu, std::span<float> answer);
+  // What the host does not write goes to `answer` directly. `place`: of queries and answer; on the
+  // card only where size_bytes() is 0.
+  [[nodiscard]] absl::Status Compute(Gpu* gpu, std::span<float> answer, Place place);
   void Merge(std::span<float> answer) const;
 
  private:

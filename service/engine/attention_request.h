@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "kernels/base/clock.h"
 #include "kernels/codec.h"
+#include "service/engine/gpu.h"
 #include "service/engine/model_registry.h"
 #include "service/pool/block.h"
 
@@ -35,14 +36,17 @@ struct AttentionRequest {
   std::vector<AttentionItem> items;
   // Item after item: [num_query_tokens, head_count * queries_per_kv_head, head_dim], all finite.
   std::span<const float> queries;
+  // Where these lie, and the memory for the answer.
+  Place queries_place = Place::kHost;
+  Place answer_place = Place::kHost;
   TimePoint deadline = TimePoint::max();
   std::function<bool()> cancelled;  // may be empty
   // Asked once, before anything large is made, whether this many bytes may be held; may be empty.
   std::function<absl::Status(uint64_t)> admit;
 };
 
-// Sizes, ranges and finiteness of a request, before anything is pinned. INVALID_ARGUMENT names the
-// field and both numbers.
+// Sizes, ranges and, of queries on the host, finiteness of a request, before anything is pinned.
+// INVALID_ARGUMENT names the field and both numbers.
 [[nodiscard]] absl::Status ValidateAttention(const AttentionRequest& request);
 
 // Why the request is no longer wanted (CANCELLED, DEADLINE_EXCEEDED); OK while it is.

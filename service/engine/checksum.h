@@ -36,7 +36,7 @@ class SteppedChecksum {
 class CellChecksummer {
  public:
   CellChecksummer(const BlockKey& key, uint32_t num_tokens);
-  // Of the checksum of a cell.
+  // Of the checksum of a cell, the lower half of XXH3, 64 bits.
   [[nodiscard]] uint64_t SeedOf(uint32_t layer, uint32_t head) const {
     return block_seed_ ^ (uint64_t{layer} << 32 | head);
   }

@@ -154,13 +154,19 @@ auto Engine::WithTargets(uint32_t tenant, const AttentionRequest& request, const
 absl::Status Engine::Attend(uint32_t tenant, const AttentionRequest& request,
                             std::span<float> answer) {
   SKETCHKV_RETURN_IF_ERROR(ValidateAttention(request));
+  if (request.queries_place == Place::kGpu || request.answer_place == Place::kGpu) {
+    return AttendOnGpu(tenant, request, answer);
+  }
   return WithTargets(tenant, request, [&](const AttentionTargets& targets) {
     return ComputeAttention(request, targets, executor_, card(), answer);
   });
 }
 
 absl::StatusOr<std::vector<ScoreResult>> Engine::Score(uint32_t tenant,
-                                                       const AttentionRequest& request) {
+                                                       const AttentionRequest& asked) {
+  AttentionRequest request = asked;
+  std::vector<float> queries;
+  SKETCHKV_RETURN_IF_ERROR(QueriesToHost(&request, &queries));
   SKETCHKV_RETURN_IF_ERROR(ValidateAttention(request));
   return WithTargets(
       tenant, request,

@@ -14,12 +14,15 @@
 #include "absl/status/statusor.h"
 #include "service/engine/attention.h"
 #include "service/engine/executor.h"
+#include "service/engine/gpu.h"
 #include "service/engine/gpu_tier.h"
 #include "service/engine/model_registry.h"
 #include "service/engine/part.h"
 #include "service/pool/block_pool.h"
 
 namespace sketchkv {
+
+class CellChecksummer;
 
 // The use cases, in domain types: it joins codec and pool, which never see each other. Calls run on
 // the caller's thread (an executor's worker) and spread over idle workers; none blocks on I/O.
@@ -39,6 +42,8 @@ class Engine {
     PartLayout part;
     bool encoded = false;
     Payload payload;
+    // Where a raw payload lies instead, if it is on the card; then it may change (below).
+    std::optional<GpuBytes> gpu_payload;
     // Of a payload that others may change meanwhile, in memory shared with them: asked once all of
     // it was read, before anything is stored; an error ends the put. Its checksum is not looked at.
     // Empty: the payload does not change, and has its checksum.
@@ -50,7 +55,7 @@ class Engine {
   };
   // Errors: INVALID_ARGUMENT (sizes, ranges, NaN or Inf with layer, head and token, damaged encoded
   // cell), DATA_LOSS (checksum), and those of BlockPool::Reserve and Commit; ABORTED means try
-  // again.
+  // again. UNAVAILABLE: the payload is on the card and there is none, or it failed.
   [[nodiscard]] absl::StatusOr<PutResult> Put(uint32_t tenant, const PutRequest& request);
 
   struct GetRequest {
@@ -61,6 +66,8 @@ class Engine {
     RawOrder raw_order = RawOrder::kNhd;
     // Where to write the payload, which then has no checksum; empty: memory of its own.
     std::span<std::byte> into;
+    // Where `into` lies. On the card for decoded payloads only.
+    Place into_place = Place::kHost;
   };
   // The most bytes Get answers with. INVALID_ARGUMENT as Get.
   [[nodiscard]] absl::StatusOr<uint64_t> MaxGetBytes(const GetRequest& request) const;
@@ -68,9 +75,14 @@ class Engine {
   // payload's checksum. Decoded cells are given a few layers at a time, and an error may follow
   // them; encoded ones are given whole and where they lie: the payload keeps the block pinned.
   // NOT_FOUND; INVALID_ARGUMENT (range, dtype, too little room in `into`); DATA_LOSS: stored bytes
-  // are damaged, the block is dropped.
+  // are damaged, the block is dropped; UNAVAILABLE: `into` is on the card and there is none, or it
+  // failed.
   [[nodiscard]] absl::StatusOr<uint64_t> Get(uint32_t tenant, const GetRequest& request,
                                              PartSink* sink);
+
+  // Whether parts of this model whose raw bytes lie on the card are encoded and decoded there. If
+  // not, those bytes go through memory of the host, all at once.
+  [[nodiscard]] bool CodesOnGpu(const std::shared_ptr<const Model>& model);
 
   // Transform; nothing is stored. To `sink` as Get, nothing before the checksum of `payload` was
   // verified. Errors as Put and Get.
@@ -92,6 +104,7 @@ class Engine {
 
   // NOT_FOUND (names the first missing ancestor), INVALID_ARGUMENT, DEADLINE_EXCEEDED, CANCELLED.
   // `answer` has AnswerFloats(request) numbers; what is in it after an error is no answer.
+  // UNAVAILABLE: queries or answer are on the card and there is none, or it failed.
   [[nodiscard]] absl::Status Attend(uint32_t tenant, const AttentionRequest& request,
                                     std::span<float> answer);
   // One result an item. Errors as Attend; INVALID_ARGUMENT too for more than 256 MiB of logits.
@@ -129,8 +142,36 @@ class Engine {
   auto WithTargets(uint32_t tenant, const AttentionRequest& request, const Compute& compute)
       -> decltype(compute(AttentionTargets()));
   [[nodiscard]] Gpu* card() { return gpu_ == nullptr ? nullptr : gpu_->gpu(); }
+  // UNAVAILABLE without a card that works.
+  absl::Status CheckGpu() const;
+  // What the card said, passed on; when it failed, so does the gpu tier.
+  absl::Status NoteGpu(absl::Status status);
+  // A put whose payload is on the card as one whose payload is not.
+  absl::StatusOr<PutRequest> CopyPayloadToHost(const PutRequest& request);
+  // Encodes into the handle's cells, and makes their checksums in its order.
+  absl::StatusOr<HostBytes> EncodeOnHost(const PutRequest& request, const CellRange& range,
+                                         const CellChecksummer& checksummer,
+                                         const WriteHandle& handle, std::span<uint32_t> checksums);
+  // The same of a payload on the card, by the card.
+  absl::StatusOr<HostBytes> EncodeOnGpu(const PutRequest& request, const CellRange& range,
+                                        const CellChecksummer& checksummer,
+                                        const WriteHandle& handle, std::span<uint32_t> checksums);
+  absl::StatusOr<uint64_t> GetToGpu(const BlockKey& key, const GetRequest& request,
+                                    const CellRange& range, PartSink* sink);
+  absl::StatusOr<uint64_t> GetToGpuOverHost(const BlockKey& key, const GetRequest& request,
+                                            const CellRange& range, PartSink* sink);
+  // Of queries or an answer on the card.
+  absl::Status AttendOnGpu(uint32_t tenant, const AttentionRequest& request,
+                           std::span<float> answer);
+  // Queries on the card are copied to `queries`.
+  absl::Status QueriesToHost(AttentionRequest* request, std::vector<float>* queries);
   // Pins one block with its bytes on the host.
   absl::StatusOr<ReadPins> PinForHost(const BlockKey& key);
+  // Whether the payload fits where it is to go: INVALID_ARGUMENT with both numbers.
+  static absl::Status CheckRoom(const GetRequest& request, uint64_t bytes);
+  // DATA_LOSS when a cell of the block was stored with another checksum.
+  static absl::Status CheckCell(const Model& model, const BlockView& block,
+                                const WriteHandle::Cell& cell, uint32_t checksum);
   // Checks the cells of a pinned block and hands each that is as it was stored to `use` (may be
   // empty), on any thread, and runs `meanwhile`. DATA_LOSS for a damaged one: the block is dropped.
   using UseCell = std::function<absl::Status(const WriteHandle::Cell&, std::span<const std::byte>)>;

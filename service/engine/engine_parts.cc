@@ -17,12 +17,11 @@ namespace {
 
 using Cell = WriteHandle::Cell;
 
-absl::Status CheckSize(const Model& model, const PartLayout& part, bool encoded,
-                       const Payload& payload) {
+absl::Status CheckSize(const Model& model, const PartLayout& part, bool encoded, uint64_t bytes) {
   SKETCHKV_ASSIGN_OR_RETURN(const uint64_t expected, ExpectedPayloadBytes(model, part, encoded));
-  if (payload.size() == expected) return absl::OkStatus();
+  if (bytes == expected) return absl::OkStatus();
   return absl::InvalidArgumentError(
-      absl::StrCat("payload has ", payload.size(), " bytes; the part needs ", expected));
+      absl::StrCat("payload has ", bytes, " bytes; the part needs ", expected));
 }
 
 absl::Status CheckSum(const PartLayout& part, uint64_t checksum) {
@@ -66,12 +65,6 @@ absl::Status ValidateOutput(const Model& model, const CellRange& range, DType dt
   return absl::OkStatus();
 }
 
-absl::Status CheckRoom(std::span<const std::byte> into, uint64_t bytes) {
-  if (into.size() >= bytes) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat("segment.length is ", into.size(), "; the answer has ", bytes, " bytes"));
-}
-
 PartLayout EncodedLayout(const Model& model, const CellRange& range, uint32_t num_tokens) {
   PartLayout layout;
   layout.range = range;
@@ -103,9 +96,17 @@ Payload CellsInPlace(const BlockCodec& codec, const CellRange& range,
 
 absl::StatusOr<Engine::PutResult> Engine::Put(uint32_t tenant, const PutRequest& request) {
   const Model& model = *request.model;
-  SKETCHKV_RETURN_IF_ERROR(CheckSize(model, request.part, request.encoded, request.payload));
+  SKETCHKV_RETURN_IF_ERROR(CheckSize(model, request.part, request.encoded,
+                                     request.gpu_payload.has_value()
+                                         ? request.gpu_payload->bytes.size()
+                                         : request.payload.size()));
   SKETCHKV_ASSIGN_OR_RETURN(const CellRange range,
                             ResolveRange(request.part.range, model.layout()));
+  const bool use_gpu = CodesOnGpu(request.model);
+  if (request.gpu_payload.has_value() && !use_gpu) {
+    SKETCHKV_ASSIGN_OR_RETURN(const PutRequest copied, CopyPayloadToHost(request));
+    return Put(tenant, copied);
+  }
   const BlockKey key{.tenant = tenant, .fingerprint = model.fingerprint, .hash = request.hash};
   SKETCHKV_ASSIGN_OR_RETURN(WriteHandle handle,
                             pool_->Reserve({.key = key,
@@ -113,33 +114,16 @@ absl::StatusOr<Engine::PutResult> Engine::Put(uint32_t tenant, const PutRequest&
                                             .num_tokens = request.part.num_tokens,
                                             .shape = model.shape,
                                             .range = range,
-                                            .want_gpu = gpu_ != nullptr &&
-                                                        gpu_->Serves(request.model)}));
-  const CellSource source(model, request.part, range, request.encoded, request.payload);
+                                            .want_gpu = use_gpu}));
   const CellChecksummer checksummer(key, request.part.num_tokens);
-  const std::span<const Cell> cells = handle.claimed();
-  const std::span<std::byte> slot = handle.slot();
-  std::vector<uint32_t> checksums(cells.size());
-  std::atomic<uint64_t> stored_bytes{0};
-  const auto fill = [&](size_t i) {
-    const Cell& cell = cells[i];
-    const auto out = slot.subspan(model.codec->cell_offset(cell.layer, cell.head),
-                                  model.codec->cell_bytes(cell.layer));
-    SKETCHKV_RETURN_IF_ERROR(source.Fill(cell, out));
-    checksums[i] = checksummer.Of(cell.layer, cell.head, out);
-    stored_bytes += out.size();
-    return absl::OkStatus();
-  };
+  std::vector<uint32_t> checksums(handle.claimed().size());
   // Nothing is visible before Commit.
-  if (request.still_valid) {
-    SKETCHKV_RETURN_IF_ERROR(ParallelForStatus(executor_, cells.size(), fill));
-    SKETCHKV_RETURN_IF_ERROR(request.still_valid());
-  } else {
-    SKETCHKV_RETURN_IF_ERROR(
-        FillAndCheckSum(executor_, request.part, request.payload, source, cells, fill));
-  }
-  if (!handle.gpu_slot().empty()) gpu_->CopyUp(model, cells, slot, handle.gpu_slot().data());
-  SKETCHKV_ASSIGN_OR_RETURN(const WriteHandle::CommitResult committed, handle.Commit(checksums));
+  SKETCHKV_ASSIGN_OR_RETURN(const HostBytes written,
+                            request.gpu_payload.has_value()
+                                ? EncodeOnGpu(request, range, checksummer, handle, checksums)
+                                : EncodeOnHost(request, range, checksummer, handle, checksums));
+  SKETCHKV_ASSIGN_OR_RETURN(const WriteHandle::CommitResult committed,
+                            handle.Commit(checksums, written));
   // Unregistered while this put was encoding: what it dropped must not come back.
   const absl::StatusOr<std::shared_ptr<const Model>> still = models_->Get(tenant, model.name);
   if (!still.ok() || (*still)->fingerprint != model.fingerprint) {
@@ -148,8 +132,36 @@ absl::StatusOr<Engine::PutResult> Engine::Put(uint32_t tenant, const PutRequest&
   }
   put_raw_bytes_ +=
       RawPartFormat(model.layout(), range, request.part.num_tokens, RawOrder::kNhd).total_bytes();
-  put_stored_bytes_ += stored_bytes;
-  return PutResult{.already_present = cells.empty(), .sealed = committed.sealed};
+  for (const Cell& cell : handle.claimed())
+    put_stored_bytes_ += model.codec->cell_bytes(cell.layer);
+  return PutResult{.already_present = checksums.empty(), .sealed = committed.sealed};
+}
+
+absl::StatusOr<HostBytes> Engine::EncodeOnHost(const PutRequest& request, const CellRange& range,
+                                               const CellChecksummer& checksummer,
+                                               const WriteHandle& handle,
+                                               std::span<uint32_t> checksums) {
+  const Model& model = *request.model;
+  const CellSource source(model, request.part, range, request.encoded, request.payload);
+  const std::span<const Cell> cells = handle.claimed();
+  const std::span<std::byte> slot = handle.slot();
+  const auto fill = [&](size_t i) {
+    const Cell& cell = cells[i];
+    const auto out = slot.subspan(model.codec->cell_offset(cell.layer, cell.head),
+                                  model.codec->cell_bytes(cell.layer));
+    SKETCHKV_RETURN_IF_ERROR(source.Fill(cell, out));
+    checksums[i] = checksummer.Of(cell.layer, cell.head, out);
+    return absl::OkStatus();
+  };
+  if (request.still_valid) {
+    SKETCHKV_RETURN_IF_ERROR(ParallelForStatus(executor_, cells.size(), fill));
+    SKETCHKV_RETURN_IF_ERROR(request.still_valid());
+  } else {
+    SKETCHKV_RETURN_IF_ERROR(
+        FillAndCheckSum(executor_, request.part, request.payload, source, cells, fill));
+  }
+  if (!handle.gpu_slot().empty()) gpu_->CopyUp(model, cells, slot, handle.gpu_slot().data());
+  return HostBytes::kWritten;
 }
 
 absl::StatusOr<uint64_t> Engine::MaxGetBytes(const GetRequest& request) const {
@@ -169,6 +181,7 @@ absl::StatusOr<uint64_t> Engine::Get(uint32_t tenant, const GetRequest& request,
     SKETCHKV_RETURN_IF_ERROR(ValidateOutput(model, range, *request.dtype));
   }
   const BlockKey key{.tenant = tenant, .fingerprint = model.fingerprint, .hash = request.hash};
+  if (request.into_place == Place::kGpu) return GetToGpu(key, request, range, sink);
   SKETCHKV_ASSIGN_OR_RETURN(ReadPins pinned, PinForHost(key));
   const auto pins = std::make_shared<const ReadPins>(std::move(pinned));
   return request.dtype.has_value() ? GetDecoded(request, range, *pins, sink)
@@ -183,7 +196,7 @@ absl::StatusOr<uint64_t> Engine::GetEncoded(const GetRequest& request, const Cel
   const uint64_t bytes = EncodedPartBytes(*model.codec, range);
   const PartLayout layout = EncodedLayout(model, range, block.num_tokens);
   if (!request.into.empty()) {
-    SKETCHKV_RETURN_IF_ERROR(CheckRoom(request.into, bytes));
+    SKETCHKV_RETURN_IF_ERROR(CheckRoom(request, bytes));
     SKETCHKV_RETURN_IF_ERROR(VerifyOrDiscard(
         model, block, range, /*meanwhile=*/[] {},
         [&](const Cell& cell, std::span<const std::byte> from) {
@@ -218,10 +231,27 @@ absl::StatusOr<uint64_t> Engine::GetDecoded(const GetRequest& request, const Cel
   };
   if (request.into.empty()) return DecodeInSteps(answer, decode, sink);
   const RawPartFormat format = answer.Format(range);
-  SKETCHKV_RETURN_IF_ERROR(CheckRoom(request.into, format.total_bytes()));
+  SKETCHKV_RETURN_IF_ERROR(CheckRoom(request, format.total_bytes()));
   SKETCHKV_RETURN_IF_ERROR(decode(range, format, request.into.data(), /*meanwhile=*/[] {}));
   sink->Begin(answer.Layout(), format, 0);
   return 0;
+}
+
+absl::Status Engine::CheckRoom(const GetRequest& request, uint64_t bytes) {
+  if (request.into.size() >= bytes) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(request.into_place == Place::kGpu ? "gpu_memory" : "segment", ".length is ",
+                   request.into.size(), "; the answer has ", bytes, " bytes"));
+}
+
+absl::Status Engine::CheckCell(const Model& model, const BlockView& block, const Cell& cell,
+                               uint32_t checksum) {
+  const uint32_t expected =
+      block.cell_checksums[size_t{cell.layer} * model.layout().num_kv_heads + cell.head];
+  if (checksum == expected) return absl::OkStatus();
+  return AtCell(cell, absl::DataLossError(absl::StrCat(
+                          "stored cell of block ", block.key->hash.ToHex(), " has checksum 0x",
+                          absl::Hex(checksum), "; it was stored with 0x", absl::Hex(expected))));
 }
 
 absl::Status Engine::VerifyOrDiscard(const Model& model, const BlockView& block,
@@ -237,16 +267,9 @@ absl::Status Engine::VerifyOrDiscard(const Model& model, const BlockView& block,
     const auto [layer, head] = cells[i - 1];
     const auto cell =
         block.bytes.subspan(model.codec->cell_offset(layer, head), model.codec->cell_bytes(layer));
-    const uint32_t actual = checksummer.Of(layer, head, cell);
-    const uint32_t expected =
-        block.cell_checksums[size_t{layer} * model.layout().num_kv_heads + head];
-    if (actual == expected) {
-      return use ? AtCell(cells[i - 1], use(cells[i - 1], cell)) : absl::OkStatus();
-    }
-    return AtCell(cells[i - 1],
-                  absl::DataLossError(absl::StrCat(
-                      "stored cell of block ", block.key->hash.ToHex(), " has checksum 0x",
-                      absl::Hex(actual), "; it was stored with 0x", absl::Hex(expected))));
+    SKETCHKV_RETURN_IF_ERROR(
+        CheckCell(model, block, cells[i - 1], checksummer.Of(layer, head, cell)));
+    return use ? AtCell(cells[i - 1], use(cells[i - 1], cell)) : absl::OkStatus();
   });
   if (absl::IsDataLoss(status)) pool_->Discard(*block.key);
   return status;
@@ -254,7 +277,7 @@ absl::Status Engine::VerifyOrDiscard(const Model& model, const BlockView& block,
 
 absl::StatusOr<uint64_t> Engine::Encode(const Model& model, const PartLayout& part,
                                         const Payload& payload, PartSink* sink) {
-  SKETCHKV_RETURN_IF_ERROR(CheckSize(model, part, /*encoded=*/false, payload));
+  SKETCHKV_RETURN_IF_ERROR(CheckSize(model, part, /*encoded=*/false, payload.size()));
   SKETCHKV_ASSIGN_OR_RETURN(const CellRange range, ResolveRange(part.range, model.layout()));
   const uint64_t bytes = EncodedPartBytes(*model.codec, range);
   const std::shared_ptr<std::byte> output = NewBytes(bytes);
@@ -276,7 +299,7 @@ absl::StatusOr<uint64_t> Engine::Encode(const Model& model, const PartLayout& pa
 absl::StatusOr<uint64_t> Engine::Decode(const Model& model, const PartLayout& part,
                                         const Payload& payload, DType dtype, RawOrder raw_order,
                                         PartSink* sink) {
-  SKETCHKV_RETURN_IF_ERROR(CheckSize(model, part, /*encoded=*/true, payload));
+  SKETCHKV_RETURN_IF_ERROR(CheckSize(model, part, /*encoded=*/true, payload.size()));
   SKETCHKV_RETURN_IF_ERROR(CheckSum(part, PayloadChecksum(payload)));
   SKETCHKV_ASSIGN_OR_RETURN(const CellRange range, ResolveRange(part.range, model.layout()));
   SKETCHKV_RETURN_IF_ERROR(ValidateOutput(model, range, dtype));

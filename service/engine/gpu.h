@@ -23,6 +23,12 @@ enum class Place : uint8_t { kHost, kGpu };
 // What names an allocation of another process on the same card: the bytes of a cudaIpcMemHandle_t.
 using GpuIpcHandle = std::array<uint8_t, 64>;
 
+// Bytes of a process on the card, ours or another; they stay open as long as `owner` lives.
+struct GpuBytes {
+  std::span<std::byte> bytes;
+  std::shared_ptr<const void> owner;
+};
+
 // Blocks in the gpu tier, in the order of their tokens: all but the last are full.
 struct GpuBlocks {
   std::span<std::byte* const> slots;
@@ -60,12 +66,15 @@ struct GpuScores {
   size_t stride = 0;
 };
 
-// Raw rows of a part on the card, and its cells in a slot there.
+// Raw rows of a part on the card, and its cells.
 struct GpuPart {
   std::shared_ptr<const Model> model;
   PartLayout layout;  // counts resolved
   std::span<const WriteHandle::Cell> cells;
-  std::byte* slot = nullptr;  // whole, on the card
+  // The whole slot the cells lie in: on the card; where that is null, on the host, and the cells
+  // go through memory of the card's own that was taken when it was opened.
+  std::byte* slot = nullptr;
+  std::byte* host_slot = nullptr;
   // [cells]: the seed of each cell's checksum, and the checksum (CellChecksummer).
   std::span<const uint64_t> seeds;
   std::span<uint32_t> checksums;
@@ -92,19 +101,19 @@ class Gpu {
   [[nodiscard]] virtual absl::Status Attend(std::span<const GpuAttention> jobs, Place place) = 0;
   [[nodiscard]] virtual absl::Status Score(std::span<const GpuScores> jobs) = 0;
 
-  // Encodes the cells of raw rows at `payload`, which lie at `place`, into part.slot.
+  // Encodes the cells of raw rows at `payload`, which lie at `place`, into the part's slot and makes
+  // their checksums. Rows that change meanwhile give cells that are valid, or an error.
   // INVALID_ARGUMENT naming layer, head, token and channel for NaN or Inf.
   [[nodiscard]] virtual absl::Status Encode(const GpuPart& part, Place place,
                                             const std::byte* payload) = 0;
-  // Decodes cells to a raw payload of part.layout.range in `dtype` on the card and makes their
-  // checksums.
+  // Decodes cells to a raw payload of part.layout.range in `dtype` on the card
+  // and makes their checksums; what is damaged gives rows of any numbers.
   [[nodiscard]] virtual absl::Status Decode(const GpuPart& part, DType dtype,
                                             std::byte* payload) = 0;
 
-  // The memory of another process, opened once and kept while somebody holds it, and a while after.
-  // INVALID_ARGUMENT when the card does not know it.
-  [[nodiscard]] virtual absl::StatusOr<std::shared_ptr<std::byte>> OpenShared(
-      const GpuIpcHandle& handle) = 0;
+  // An allocation of another process, whole, opened once and kept while somebody holds it, and a
+  // while after. INVALID_ARGUMENT when the card does not know it.
+  [[nodiscard]] virtual absl::StatusOr<GpuBytes> OpenShared(const GpuIpcHandle& handle) = 0;
 
   // Asks the card. OK until it has failed.
   [[nodiscard]] virtual absl::Status Check() = 0;

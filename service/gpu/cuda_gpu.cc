@@ -135,7 +135,7 @@ absl::Status CudaGpu::Decode(const GpuPart& part, DType dtype, std::byte* payloa
   return DecodeOn(&*lane, *models_.Get(*part.model), part, dtype, payload);
 }
 
-absl::StatusOr<std::shared_ptr<std::byte>> CudaGpu::OpenShared(const GpuIpcHandle& handle) {
+absl::StatusOr<GpuBytes> CudaGpu::OpenShared(const GpuIpcHandle& handle) {
   return absl::UnimplementedError("memory of other processes");
 }
 

@@ -29,8 +29,7 @@ class CudaGpu final : public Gpu {
   [[nodiscard]] absl::Status Encode(const GpuPart& part, Place place,
                                     const std::byte* payload) override;
   [[nodiscard]] absl::Status Decode(const GpuPart& part, DType dtype, std::byte* payload) override;
-  [[nodiscard]] absl::StatusOr<std::shared_ptr<std::byte>> OpenShared(
-      const GpuIpcHandle& handle) override;
+  [[nodiscard]] absl::StatusOr<GpuBytes> OpenShared(const GpuIpcHandle& handle) override;
   [[nodiscard]] absl::Status Check() override;
   [[nodiscard]] std::string name() const override { return name_; }
 

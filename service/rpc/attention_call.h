@@ -21,21 +21,23 @@ struct AttentionCall {
   AttentionRequest request;
   std::vector<float> queries;           // where the message's bytes cannot be used in place
   uint64_t output_bytes = 0;            // of an Attend answer
-  std::optional<SegmentBytes> outputs;  // the client's memory for it; none: it travels
-  InflightBytes::Hold queries_hold;
-  InflightBytes::Hold hold;  // of what the engine makes for it
+  std::optional<SegmentBytes> outputs;  // the client's memory for it; neither: it travels
+  std::optional<GpuBytes> gpu_outputs;
+  std::optional<GpuBytes> gpu_queries;
+  InflightBytes::Hold queries_hold, outputs_hold;  // of copies on the host
+  InflightBytes::Hold hold;                        // of what the engine makes for it
 };
 
 // INVALID_ARGUMENT naming the field and both numbers; NOT_FOUND model; RESOURCE_EXHAUSTED for
-// queries in a segment, which are copied; CANCELLED when the client took those back. Both `message`
+// queries and outputs that are copied; CANCELLED when the client took those back. Both `message`
 // and `service` outlive the call.
 [[nodiscard]] absl::StatusOr<std::unique_ptr<AttentionCall>> ParseAttentionCall(
     const ServiceContext& service, const v1::AttentionRequest& message, TimePoint deadline,
     std::function<bool()> cancelled);
 
-// Runs Attend and puts the answer into `payload`, or into the client's segment and leaves `payload`
-// empty. CANCELLED when the client took that back: nothing is written from then on, and what was is
-// no answer. Empties `payload` after an error.
+// Runs Attend and puts the answer into `payload`, or into the client's segment or its memory on the
+// card and leaves `payload` empty. CANCELLED when the client took that back: nothing is written
+// from then on, and what was is no answer. Empties `payload` after an error.
 [[nodiscard]] absl::Status RunAttend(const ServiceContext& service, const AttentionCall& call,
                                      std::string* payload);
 

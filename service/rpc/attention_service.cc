@@ -37,8 +37,10 @@ v1::ScoreResponse ScoreChunk(uint64_t request_id, size_t item, const ScoreResult
 
 absl::Status FillScores(const ServiceContext& service, const AttentionCall& call,
                         uint64_t request_id, std::deque<v1::ScoreResponse>* messages) {
-  if (call.outputs.has_value()) {
-    return absl::InvalidArgumentError("outputs_segment: the logits of Score always travel");
+  if (call.outputs.has_value() || call.gpu_outputs.has_value()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(call.outputs.has_value() ? "outputs_segment" : "outputs_gpu_memory",
+                     ": the logits of Score always travel"));
   }
   SKETCHKV_ASSIGN_OR_RETURN(const std::vector<ScoreResult> results,
                             service.engine->Score(kDefaultTenant, call.request));

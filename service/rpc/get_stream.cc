@@ -4,6 +4,7 @@
 
 #include "kernels/base/status_macros.h"
 #include "service/rpc/convert.h"
+#include "service/rpc/gpu_memory_ref.h"
 #include "service/rpc/segment_ref.h"
 
 namespace sketchkv {
@@ -31,6 +32,7 @@ absl::Status GetStream::Begin(const v1::GetRequest& message) {
     SKETCHKV_ASSIGN_OR_RETURN(request.raw_order,
                               FromProto("format.raw_order", message.format().raw_order()));
   }
+  if (message.has_gpu_memory()) return BeginOnGpu(message, std::move(request));
   if (message.has_segment()) return BeginShared(message, std::move(request));
   SKETCHKV_ASSIGN_OR_RETURN(const uint64_t bytes, service().engine->MaxGetBytes(request));
   SKETCHKV_ASSIGN_OR_RETURN(const InflightBytes::Hold hold, service().inflight->Acquire(bytes));
@@ -57,6 +59,36 @@ absl::Status GetStream::BeginShared(const v1::GetRequest& message, Engine::GetRe
            AnswerPart(request_id, /*hold=*/nullptr, [&](PartSink* sink) {
              return service().engine->Get(kDefaultTenant, request, sink);
            });
+         });
+  return absl::OkStatus();
+}
+
+absl::Status GetStream::BeginOnGpu(const v1::GetRequest& message, Engine::GetRequest request) {
+  SKETCHKV_RETURN_IF_ERROR(CheckGpuMemoryRef(service(), "gpu_memory", message.gpu_memory()));
+  if (message.has_segment()) {
+    return absl::InvalidArgumentError("gpu_memory and segment: the payload goes to one of them");
+  }
+  if (!request.dtype.has_value()) {
+    return absl::InvalidArgumentError("gpu_memory takes decoded payloads; there is no format");
+  }
+  request.into_place = Place::kGpu;
+  const uint64_t request_id = message.request_id();
+  Submit(request_id, service().Deadline(message.timeout_ms(), call()),
+         [this, request_id, ref = message.gpu_memory(), request = std::move(request)]() mutable {
+           // What goes over the host there is all in memory at once.
+           const auto get = [&](PartSink* sink) -> absl::StatusOr<uint64_t> {
+             InflightBytes::Hold hold;
+             if (!service().engine->CodesOnGpu(request.model)) {
+               SKETCHKV_ASSIGN_OR_RETURN(const uint64_t bytes,
+                                         service().engine->MaxGetBytes(request));
+               SKETCHKV_ASSIGN_OR_RETURN(hold, service().inflight->Acquire(bytes));
+             }
+             SKETCHKV_ASSIGN_OR_RETURN(const GpuBytes memory,
+                                       OpenGpuMemory(service(), "gpu_memory", ref));
+             request.into = memory.bytes;
+             return service().engine->Get(kDefaultTenant, request, sink);
+           };
+           AnswerPart(request_id, /*hold=*/nullptr, get);
          });
   return absl::OkStatus();
 }

@@ -15,6 +15,8 @@ class GetStream final : public ItemStream<v1::GetRequest, v1::GetResponse> {
   absl::Status Begin(const v1::GetRequest& message);
   // The answer goes to the caller's segment.
   absl::Status BeginShared(const v1::GetRequest& message, Engine::GetRequest request);
+  // It goes to the caller's memory on the card.
+  absl::Status BeginOnGpu(const v1::GetRequest& message, Engine::GetRequest request);
 };
 
 }  // namespace sketchkv

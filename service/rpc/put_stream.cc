@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 #include "service/rpc/convert.h"
+#include "service/rpc/gpu_memory_ref.h"
 #include "service/rpc/segment_ref.h"
 
 namespace sketchkv {
@@ -21,6 +22,7 @@ struct PutStream::Item {
   uint64_t request_id = 0;
   TimePoint deadline;
   Engine::PutRequest request;
+  std::optional<v1::GpuMemoryRef> gpu_memory;  // where the payload lies, not opened yet
   std::chrono::milliseconds pause = kFirstPause;
   std::vector<InflightBytes::Hold> holds;
 };
@@ -60,10 +62,15 @@ absl::StatusOr<std::shared_ptr<Upload>> PutStream::Open(const v1::PutRequest& fi
     upload->raw.emplace(request.model->layout(), range, request.part.num_tokens,
                         request.part.raw_order);
   }
-  if (!header.has_segment()) {
+  if (header.has_gpu_memory()) {
+    SKETCHKV_RETURN_IF_ERROR(CheckGpuMemory(header, upload->expected_bytes));
+    item->gpu_memory = header.gpu_memory();
+    // The worker uses the bytes for something else once it has given up waiting.
+    request.still_valid = [this, deadline = item->deadline] { return StillWanted(deadline); };
+    upload->received_bytes = upload->expected_bytes;
+  } else if (!header.has_segment()) {
     SKETCHKV_RETURN_IF_ERROR(service().inflight->CheckFits(upload->expected_bytes));
-  }
-  if (header.has_segment()) {
+  } else {
     SKETCHKV_ASSIGN_OR_RETURN(const SegmentBytes shared,
                               FindSegmentBytes(service(), header.segment()));
     if (shared.bytes.size() != upload->expected_bytes) {
@@ -86,9 +93,40 @@ absl::StatusOr<std::shared_ptr<Upload>> PutStream::Open(const v1::PutRequest& fi
   return upload;
 }
 
+absl::Status PutStream::CheckGpuMemory(const v1::PutHeader& header, uint64_t payload_bytes) const {
+  SKETCHKV_RETURN_IF_ERROR(CheckGpuMemoryRef(service(), "gpu_memory", header.gpu_memory()));
+  if (header.has_segment()) {
+    return absl::InvalidArgumentError("gpu_memory and segment: the payload lies in one of them");
+  }
+  if (header.encoded()) {
+    return absl::InvalidArgumentError("gpu_memory takes raw payloads; encoded is true");
+  }
+  if (header.gpu_memory().length() == payload_bytes) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "gpu_memory.length is ", header.gpu_memory().length(), "; the part needs ", payload_bytes));
+}
+
+absl::Status PutStream::StillWanted(TimePoint deadline) const {
+  if (cancelled()) return absl::CancelledError("the put was cancelled while it ran");
+  if (service().clock->Now() < deadline) return absl::OkStatus();
+  return absl::DeadlineExceededError("the put's time was over before its payload was encoded");
+}
+
+absl::StatusOr<Engine::PutResult> PutStream::Put(Item* item) {
+  if (item->gpu_memory.has_value() && !item->request.gpu_payload.has_value()) {
+    if (!service().engine->CodesOnGpu(item->request.model)) {  // it is copied to the host
+      SKETCHKV_ASSIGN_OR_RETURN(InflightBytes::Hold hold,
+                                service().inflight->Acquire(item->gpu_memory->length()));
+      item->holds.push_back(std::move(hold));
+    }
+    SKETCHKV_ASSIGN_OR_RETURN(item->request.gpu_payload,
+                              OpenGpuMemory(service(), "gpu_memory", *item->gpu_memory));
+  }
+  return service().engine->Put(kDefaultTenant, item->request);
+}
+
 void PutStream::Run(const std::shared_ptr<Item>& item) {
-  const absl::StatusOr<Engine::PutResult> result =
-      service().engine->Put(kDefaultTenant, item->request);
+  const absl::StatusOr<Engine::PutResult> result = Put(item.get());
   if (absl::IsAborted(result.status())) {
     // Another put of the same cells is encoding right now; whoever of the two loses must not say
     // "already there" before the other has committed.
@@ -99,6 +137,7 @@ void PutStream::Run(const std::shared_ptr<Item>& item) {
   }
   // Before the answer: whoever has it may count on the bytes being given back.
   item->request.payload = Payload();
+  item->request.gpu_payload = std::nullopt;
   item->request.still_valid = nullptr;
   item->holds.clear();
   if (!result.ok()) return AnswerError(item->request_id, result.status());

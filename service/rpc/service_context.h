@@ -11,6 +11,7 @@
 
 #include "service/engine/engine.h"
 #include "service/engine/executor.h"
+#include "service/engine/gpu.h"
 #include "service/rpc/inflight.h"
 #include "service/rpc/write_watch.h"
 #include "service/shm/segment_table.h"
@@ -33,6 +34,7 @@ struct ServiceContext {
   InflightBytes* inflight = nullptr;
   WriteWatch* writes = nullptr;
   SegmentTable* segments = nullptr;  // null: this server shares no memory
+  Gpu* gpu = nullptr;                // null: this server has no card
   std::string shm_socket;            // where clients get segments; empty: nowhere
   std::string shm_server;            // 16 bytes: what the socket says of this server
   const Clock* clock = nullptr;

@@ -1,6 +1,12 @@
 #include "tests/testing/fake_gpu.h"
 
 #include <algorithm>
+#include <cmath>
+
+#include "kernels/base/status_macros.h"
+#include "kernels/base/xxh3.h"
+#include "service/engine/cell_source.h"
+#include "service/engine/raw_answer.h"
 
 namespace sketchkv::testing {
 namespace {
@@ -41,6 +47,15 @@ void EachHead(const GpuQuery& query, const Use& use) {
   }
 }
 
+absl::Status CheckFinite(const GpuQuery& query) {
+  const size_t count = size_t{query.num_query_tokens} * query.head_count *
+                       query.queries_per_kv_head * query.model->layout().head_dim;
+  for (size_t i = 0; i < count; ++i) {
+    if (!std::isfinite(query.queries[i])) return absl::InvalidArgumentError("a query on the card");
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 FakeGpu::FakeGpu(size_t tier_bytes) : memory_(tier_bytes + 4096, kGarbage) {}
@@ -76,8 +91,10 @@ absl::Status FakeGpu::CopyToGpu(std::span<const std::byte> from, std::byte* to) 
 
 absl::Status FakeGpu::Attend(std::span<const GpuAttention> jobs, Place place) {
   ++attentions;
+  if (place == Place::kGpu) ++attentions_in_place;
   if (!Alive().ok()) return Alive();
   for (const GpuAttention& job : jobs) {
+    SKETCHKV_RETURN_IF_ERROR(CheckFinite(job.query));
     const uint32_t value_dim = job.query.model->layout().value_dim;
     EachHead(job.query, [&](uint32_t head, const CellCodec& codec, const PreparedQueries& queries,
                             const std::vector<size_t>& rows) {
@@ -111,16 +128,50 @@ absl::Status FakeGpu::Score(std::span<const GpuScores> jobs) {
   return absl::OkStatus();
 }
 
+std::span<std::byte> FakeGpu::CellIn(const GpuPart& part, const WriteHandle::Cell& cell) {
+  std::byte* const slot = part.slot != nullptr ? part.slot : part.host_slot;
+  return {slot + part.model->codec->cell_offset(cell.layer, cell.head),
+          part.model->codec->cell_bytes(cell.layer)};
+}
+
 absl::Status FakeGpu::Encode(const GpuPart& part, Place place, const std::byte* payload) {
-  return absl::UnimplementedError("encoding on the fake card");
+  ++encodes;
+  if (!Alive().ok()) return Alive();
+  const RawPartFormat format(part.model->layout(), part.layout.range, part.layout.num_tokens,
+                             part.layout.raw_order);
+  for (size_t i = 0; i < part.cells.size(); ++i) {
+    const auto& [layer, head] = part.cells[i];
+    const std::span<std::byte> cell = CellIn(part, part.cells[i]);
+    const absl::Status encoded =
+        part.model->codec->cell(layer, head)
+            .Encode(format.Keys(payload, layer, head), format.Values(payload, layer, head),
+                    part.layout.num_tokens, cell);
+    SKETCHKV_RETURN_IF_ERROR(AtCell(part.cells[i], encoded));
+    part.checksums[i] =
+        static_cast<uint32_t>(XXH3_64bits_withSeed(cell.data(), cell.size(), part.seeds[i]));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status FakeGpu::Decode(const GpuPart& part, DType dtype, std::byte* payload) {
-  return absl::UnimplementedError("decoding on the fake card");
+  ++decodes;
+  if (!Alive().ok()) return Alive();
+  const RawAnswer answer{*part.model, part.layout.range, part.layout.num_tokens, dtype,
+                         part.layout.raw_order};
+  for (size_t i = 0; i < part.cells.size(); ++i) {
+    const std::span<const std::byte> cell = CellIn(part, part.cells[i]);
+    part.checksums[i] =
+        static_cast<uint32_t>(XXH3_64bits_withSeed(cell.data(), cell.size(), part.seeds[i]));
+    (void)answer.DecodeCell(answer.Format(part.layout.range), part.cells[i], cell, payload);
+  }
+  return absl::OkStatus();
 }
 
-absl::StatusOr<std::shared_ptr<std::byte>> FakeGpu::OpenShared(const GpuIpcHandle& handle) {
-  return absl::UnimplementedError("memory of other processes");
+absl::StatusOr<GpuBytes> FakeGpu::OpenShared(const GpuIpcHandle& handle) {
+  if (!Alive().ok()) return Alive();
+  const auto it = shared_.find(handle);
+  if (it == shared_.end()) return absl::InvalidArgumentError("the fake card knows no such handle");
+  return GpuBytes{.bytes = it->second, .owner = opened_};
 }
 
 }  // namespace sketchkv::testing

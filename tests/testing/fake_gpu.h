@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -24,6 +25,13 @@ class FakeGpu final : public Gpu {
   std::function<bool(const Model&)> takes = [](const Model&) { return true; };
   // What was asked for.
   std::atomic<int> attentions{0}, scores{0}, copies_up{0}, copies_down{0};
+  std::atomic<int> encodes{0}, decodes{0};
+  std::atomic<int> attentions_in_place{0};  // whose queries and answers lie on the card
+
+  // Memory of a process that has it on the card: `bytes`, under this handle.
+  void Share(const GpuIpcHandle& handle, std::span<std::byte> bytes) { shared_[handle] = bytes; }
+  // How many hold memory of OpenShared.
+  [[nodiscard]] long num_open() const { return opened_.use_count() - 1; }
 
   [[nodiscard]] std::string name() const override { return "fake"; }
   [[nodiscard]] std::vector<std::span<std::byte>> TierMemory() const override;
@@ -37,14 +45,18 @@ class FakeGpu final : public Gpu {
   [[nodiscard]] absl::Status Encode(const GpuPart& part, Place place,
                                     const std::byte* payload) override;
   [[nodiscard]] absl::Status Decode(const GpuPart& part, DType dtype, std::byte* payload) override;
-  [[nodiscard]] absl::StatusOr<std::shared_ptr<std::byte>> OpenShared(
-      const GpuIpcHandle& handle) override;
+  [[nodiscard]] absl::StatusOr<GpuBytes> OpenShared(const GpuIpcHandle& handle) override;
   [[nodiscard]] absl::Status Check() override { return Alive(); }
 
  private:
   [[nodiscard]] absl::Status Alive() const;
 
+  // The bytes of a cell on the card or on the host.
+  static std::span<std::byte> CellIn(const GpuPart& part, const WriteHandle::Cell& cell);
+
   std::vector<std::byte> memory_;
+  std::map<GpuIpcHandle, std::span<std::byte>> shared_;
+  const std::shared_ptr<int> opened_ = std::make_shared<int>();
   std::atomic<bool> broken_{false};
 };
 

@@ -219,6 +219,7 @@ int Serve(const Config& config, const sigset_t& signals) {
                          .inflight = &inflight,
                          .writes = &writes,
                          .segments = &segments,
+                         .gpu = gpu->get(),
                          .clock = &clock,
                          .max_timeout = std::chrono::milliseconds(config.max_timeout_ms),
                          .isa = std::string(IsaName(*isa)),

@@ -58,6 +58,8 @@ absl::StatusOr<std::unique_ptr<CudaGpu>> CudaGpu::Open(const GpuOptions& options
   SKETCHKV_ASSIGN_OR_RETURN(gpu->tables_, BlockTables::Create(kAttentionLanes));
   gpu->attention_ = std::make_unique<AttentionQueue>(gpu->attention_lanes_.get(),
                                                      gpu->tables_.get(), options.batch_delay);
+  gpu->ipc_ = std::make_unique<CudaIpc>(options.device);
+  gpu->ipc_cache_ = std::make_unique<IpcCache>(gpu->ipc_.get(), &gpu->clock_);
   SKETCHKV_RETURN_IF_ERROR(gpu->TakeTier(options.tier_bytes));
   return gpu;
 }
@@ -136,11 +138,12 @@ absl::Status CudaGpu::Decode(const GpuPart& part, DType dtype, std::byte* payloa
 }
 
 absl::StatusOr<GpuBytes> CudaGpu::OpenShared(const GpuIpcHandle& handle) {
-  return absl::UnimplementedError("memory of other processes");
+  return ipc_cache_->Open(handle);
 }
 
 absl::Status CudaGpu::Check() {
   SKETCHKV_RETURN_IF_ERROR(UseDevice());
+  ipc_cache_->CloseUnused();
   return CudaStatus(
       cudaStreamQuery(nullptr) == cudaErrorNotReady ? cudaSuccess : cudaPeekAtLastError(),
       "the card");

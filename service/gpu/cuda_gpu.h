@@ -9,7 +9,9 @@
 #include "service/gpu/attention_queue.h"
 #include "service/gpu/block_tables.h"
 #include "service/gpu/buffer.h"
+#include "service/gpu/cuda_ipc.h"
 #include "service/gpu/gpu_model.h"
+#include "service/gpu/ipc_cache.h"
 #include "service/gpu/lane.h"
 #include "service/gpu/open_gpu.h"
 
@@ -47,6 +49,9 @@ class CudaGpu final : public Gpu {
   std::unique_ptr<Lanes> copy_lanes_;  // of copies, encoding and decoding
   std::unique_ptr<BlockTables> tables_;
   std::unique_ptr<AttentionQueue> attention_;
+  const SteadyClock clock_;
+  std::unique_ptr<CudaIpc> ipc_;
+  std::unique_ptr<IpcCache> ipc_cache_;
 };
 
 }  // namespace sketchkv::gpu

@@ -7,6 +7,8 @@
 #include <thread>
 #include <vector>
 
+#include "service/engine/gpu_tier.h"
+#include "service/pool/arena_tier.h"
 #include "service/rpc/server.h"
 #include "sketchkv/v1/attention.grpc.pb.h"
 #include "sketchkv/v1/cache.grpc.pb.h"
@@ -28,18 +30,23 @@ struct RpcFixture {
     uint64_t inflight_bytes = uint64_t{256} << 20;
     size_t max_queued = 1000;
     TableStore::Limits tables;
+    Gpu* gpu = nullptr;  // with the memory of a second tier; outlives the fixture
   };
   RpcFixture() : RpcFixture(Options()) {}
   explicit RpcFixture(const Options& options)
-      : pool({.budget_bytes = options.budget_bytes, .event_capacity = 64}, &clock),
+      : pool({.budget_bytes = options.budget_bytes, .event_capacity = 64}, &clock,
+             options.gpu == nullptr ? nullptr
+                                    : std::make_unique<ArenaTier>(options.gpu->TierMemory())),
         registry(Isa::kScalar, options.tables),
         executor(2, options.max_queued, &clock),
-        engine(&registry, &pool, &executor),
+        gpu_tier(options.gpu, &pool, &registry),
+        engine(&registry, &pool, &executor, options.gpu == nullptr ? nullptr : &gpu_tier),
         inflight(options.inflight_bytes),
         context{.engine = &engine,
                 .executor = &executor,
                 .inflight = &inflight,
                 .writes = &writes,
+                .gpu = options.gpu,
                 .clock = &clock,
                 .isa = "scalar",
                 .version = "test"} {
@@ -205,6 +212,7 @@ struct RpcFixture {
   BlockPool pool;
   ModelRegistry registry;
   ThreadExecutor executor;
+  GpuTier gpu_tier;
   Engine engine;
   InflightBytes inflight;
   WriteWatch writes;

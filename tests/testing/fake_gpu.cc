@@ -136,6 +136,7 @@ std::span<std::byte> FakeGpu::CellIn(const GpuPart& part, const WriteHandle::Cel
 
 absl::Status FakeGpu::Encode(const GpuPart& part, Place place, const std::byte* payload) {
   ++encodes;
+  if (on_encode) on_encode();
   if (!Alive().ok()) return Alive();
   const RawPartFormat format(part.model->layout(), part.layout.range, part.layout.num_tokens,
                              part.layout.raw_order);

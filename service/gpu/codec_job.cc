@@ -12,19 +12,23 @@
 namespace sketchkv::gpu {
 namespace {
 
-// What the kernels are told of some cells, and what they say, in a lane's staging area.
+constexpr size_t kCellAlignment = 64;
+
+// What the kernels are told of some cells, and what they say, in a lane's staging area, and behind
+// it those cells whose slot is on the host.
 class CellTables {
  public:
   static constexpr size_t kCellBytes = GpuLayer::kCellBytes + sizeof(cuda::StoredCell) +
                                        sizeof(cuda::EncodeArgs::Checks) + sizeof(uint32_t);
-  static constexpr size_t kMaxCells = Lane::kStagingBytes / (2 * kCellBytes);
+  static constexpr size_t kMaxBytes = Lane::kStagingBytes / 2;
 
   CellTables(Lane* lane, size_t num_cells)
       : lane_(lane),
         stored_(num_cells * GpuLayer::kCellBytes),
         checks_(stored_ + num_cells * sizeof(cuda::StoredCell)),
         checksums_(checks_ + num_cells * sizeof(cuda::EncodeArgs::Checks)),
-        end_(checksums_ + num_cells * sizeof(uint32_t)) {}
+        end_(checksums_ + num_cells * sizeof(uint32_t)),
+        cells_((end_ + kCellAlignment - 1) / kCellAlignment * kCellAlignment) {}
 
   // On the host until Up. The cell at `index` of what kernels read of cells is at CellAt(index).
   [[nodiscard]] static size_t CellAt(size_t index) { return index * GpuLayer::kCellBytes; }
@@ -51,6 +55,14 @@ class CellTables {
   }
   [[nodiscard]] const uint32_t* checksums() const { return Host<uint32_t>(checksums_); }
 
+  // Cells one behind the other; `offset` is from the first of them.
+  [[nodiscard]] std::byte* host_cell(size_t offset) const { return lane_->host(cells_ + offset); }
+  [[nodiscard]] uint8_t* device_cell(size_t offset) const {
+    return Device<uint8_t>(cells_ + offset);
+  }
+  absl::Status CellsUp(size_t bytes) { return lane_->Up(cells_, cells_ + bytes); }
+  absl::Status CellsDown(size_t bytes) { return lane_->Down(cells_, cells_ + bytes); }
+
  private:
   template <typename T>
   [[nodiscard]] T* Host(size_t offset) const {
@@ -62,9 +74,36 @@ class CellTables {
   }
 
   Lane* const lane_;
-  const size_t stored_, checks_, checksums_,
-      end_;  // offsets; what needs most alignment comes first
+  // Offsets; of the tables, what needs most alignment comes first.
+  const size_t stored_, checks_, checksums_, end_, cells_;
 };
+
+// The end of the cells from `begin` on that are done together.
+size_t BatchEnd(const GpuPart& part, size_t begin) {
+  size_t bytes = 0, end = begin;
+  for (; end < part.cells.size(); ++end) {
+    bytes += CellTables::kCellBytes;
+    if (part.slot == nullptr) bytes += part.model->codec->cell_bytes(part.cells[end].layer);
+    if (bytes > CellTables::kMaxBytes && end > begin) break;
+  }
+  return end;
+}
+
+// Calls visit(cell in the slot on the host, offset in the staging area) for cells [begin, end), and
+// returns their bytes: 0 where the slot is on the card.
+template <typename Visit>
+size_t EachHostCell(const GpuPart& part, size_t begin, size_t end, const Visit& visit) {
+  if (part.slot != nullptr) return 0;
+  const BlockCodec& codec = *part.model->codec;
+  size_t offset = 0;
+  for (size_t i = begin; i < end; ++i) {
+    const auto [layer, head] = part.cells[i];
+    const size_t bytes = codec.cell_bytes(layer);
+    visit(std::span(part.host_slot + codec.cell_offset(layer, head), bytes), offset);
+    offset += bytes;
+  }
+  return offset;
+}
 
 // Cells [begin, end) of a part, and the rows at `payload` they belong to.
 struct Rows {
@@ -84,6 +123,7 @@ absl::Status FillTables(Lane* lane, const Rows& rows, size_t begin, size_t end, 
   const BlockCodec& codec = *part.model->codec;
   auto* const payload = reinterpret_cast<uint8_t*>(rows.payload);
   const auto [first_layer, first_head] = part.cells[begin];
+  size_t staged = 0;
   for (size_t i = begin; i < end;) {
     const uint32_t layer = part.cells[i].layer;
     GpuLayer::Cells run = {
@@ -96,7 +136,10 @@ absl::Status FillTables(Lane* lane, const Rows& rows, size_t begin, size_t end, 
     std::vector<cuda::GeneralCell> cells;
     for (; i < end && part.cells[i].layer == layer; ++i) {
       const uint32_t head = part.cells[i].head;
-      uint8_t* const cell = reinterpret_cast<uint8_t*>(part.slot) + codec.cell_offset(layer, head);
+      uint8_t* const cell = part.slot != nullptr ? reinterpret_cast<uint8_t*>(part.slot) +
+                                                       codec.cell_offset(layer, head)
+                                                 : tables->device_cell(staged);
+      staged += codec.cell_bytes(layer);
       uint8_t* const keys = payload + rows.format.KeysAt(layer, head).offset;
       uint8_t* const values = payload + rows.format.ValuesAt(layer, head).offset;
       run.aligned = run.aligned && reinterpret_cast<uintptr_t>(keys) % kAlignment == 0 &&
@@ -144,8 +187,8 @@ absl::Status EncodeOn(Lane* lane, const GpuModel& model, const GpuPart& part,
                      layout.key_dtype,
                      layout.value_dtype,
                      const_cast<std::byte*>(payload)};  // which is only read
-  for (size_t begin = 0; begin < part.cells.size(); begin += CellTables::kMaxCells) {
-    const size_t end = std::min(part.cells.size(), begin + CellTables::kMaxCells);
+  for (size_t begin = 0; begin < part.cells.size();) {
+    const size_t end = BatchEnd(part, begin);
     CellTables tables(lane, end - begin);
     std::vector<std::pair<const GpuLayer*, GpuLayer::Cells>> runs;
     SKETCHKV_RETURN_IF_ERROR(FillTables(lane, rows, begin, end, &tables, &runs));
@@ -155,11 +198,16 @@ absl::Status EncodeOn(Lane* lane, const GpuModel& model, const GpuPart& part,
       checks += cells.num_cells;
     }
     SKETCHKV_RETURN_IF_ERROR(LaunchChecksums(tables, end - begin, lane->stream()));
+    SKETCHKV_RETURN_IF_ERROR(tables.CellsDown(EachHostCell(part, begin, end, [](auto, size_t) {})));
     SKETCHKV_RETURN_IF_ERROR(tables.Down());
+    EachHostCell(part, begin, end, [&](std::span<std::byte> cell, size_t offset) {
+      std::memcpy(cell.data(), tables.host_cell(offset), cell.size());
+    });
     for (size_t i = begin; i < end; ++i) {
       SKETCHKV_RETURN_IF_ERROR(CheckFinite(layout, part.cells[i], tables.checks()[i - begin]));
       part.checksums[i] = tables.checksums()[i - begin];
     }
+    begin = end;
   }
   return absl::OkStatus();
 }
@@ -173,17 +221,23 @@ absl::Status DecodeOn(Lane* lane, const GpuModel& model, const GpuPart& part, DT
                      dtype,
                      dtype,
                      payload};
-  for (size_t begin = 0; begin < part.cells.size(); begin += CellTables::kMaxCells) {
-    const size_t end = std::min(part.cells.size(), begin + CellTables::kMaxCells);
+  for (size_t begin = 0; begin < part.cells.size();) {
+    const size_t end = BatchEnd(part, begin);
     CellTables tables(lane, end - begin);
     std::vector<std::pair<const GpuLayer*, GpuLayer::Cells>> runs;
     SKETCHKV_RETURN_IF_ERROR(FillTables(lane, rows, begin, end, &tables, &runs));
+    const size_t host_bytes =
+        EachHostCell(part, begin, end, [&](std::span<const std::byte> cell, size_t offset) {
+          std::memcpy(tables.host_cell(offset), cell.data(), cell.size());
+        });
+    SKETCHKV_RETURN_IF_ERROR(tables.CellsUp(host_bytes));
     SKETCHKV_RETURN_IF_ERROR(LaunchChecksums(tables, end - begin, lane->stream()));
     for (const auto& [kernels, cells] : runs) {
       SKETCHKV_RETURN_IF_ERROR(kernels->Decode(lane, cells));
     }
     SKETCHKV_RETURN_IF_ERROR(tables.Down());
     std::copy_n(tables.checksums(), end - begin, part.checksums.begin() + begin);
+    begin = end;
   }
   return absl::OkStatus();
 }

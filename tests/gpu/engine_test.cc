@@ -279,6 +279,35 @@ TEST_P(GpuEngineTest, RowsOnTheCardBecomeTheSameBytesAndChecksums) {
   }
 }
 
+TEST_P(GpuEngineTest, CellsOfASlotOnTheHostGoThroughTheCardToo) {
+  const uint32_t tokens = GetParam().block_tokens - 3;
+  const RawPart raw = RandomPart(*model_, {.layer_begin = 1}, tokens, 7);
+  const BlockKey key{.fingerprint = model_->fingerprint, .hash = TestHash(1)};
+  PartOnCard card(model_, raw, key);
+  ASSERT_THAT(gpu_->Encode(card.part, Place::kGpu, card.rows.data()), IsOk());
+  const std::vector<uint32_t> checksums = card.checksums;
+  std::vector<std::byte> slot(model_->shape.slot_bytes, std::byte{0xA5});
+  card.part.slot = nullptr;
+  card.part.host_slot = slot.data();
+  std::fill(card.checksums.begin(), card.checksums.end(), 0);
+  ASSERT_THAT(gpu_->Encode(card.part, Place::kGpu, card.rows.data()), IsOk());
+  EXPECT_EQ(slot, card.slot.ToHost());
+  EXPECT_EQ(card.checksums, checksums);
+  // And back: the same rows from either slot.
+  const size_t bytes = RawPartFormat(model_->layout(), raw.layout.range, tokens, RawOrder::kNhd,
+                                     DType::kBf16, DType::kBf16)
+                           .total_bytes();
+  testing::DeviceArray<std::byte> from_host(bytes), from_card(bytes);
+  from_host.Fill(0x5A);
+  from_card.Fill(0xA5);
+  std::fill(card.checksums.begin(), card.checksums.end(), 0);
+  ASSERT_THAT(gpu_->Decode(card.part, DType::kBf16, from_host.data()), IsOk());
+  EXPECT_EQ(card.checksums, checksums);
+  card.part.slot = card.slot.data();
+  ASSERT_THAT(gpu_->Decode(card.part, DType::kBf16, from_card.data()), IsOk());
+  EXPECT_EQ(from_host.ToHost(), from_card.ToHost());
+}
+
 TEST_P(GpuEngineTest, RowsOnTheCardThatAreNotFiniteAreNamed) {
   const RawPart good = RandomPart(*model_, {}, 12, 7);
   RawPart raw = good;

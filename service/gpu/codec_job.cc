@@ -114,8 +114,8 @@ struct Rows {
   std::byte* payload;
 };
 
-// Fills the tables of cells [begin, end), and calls run(layer, cells, first) for each run of them
-// that lies in one layer.
+// Fills the tables of cells [begin, end) and gives the launches that make or read them, one for
+// each run of cells with the same kernels.
 absl::Status FillTables(Lane* lane, const Rows& rows, size_t begin, size_t end, CellTables* tables,
                         std::vector<std::pair<const GpuLayer*, GpuLayer::Cells>>* runs) {
   constexpr uintptr_t kAlignment = 16;
@@ -125,7 +125,7 @@ absl::Status FillTables(Lane* lane, const Rows& rows, size_t begin, size_t end, 
   const auto [first_layer, first_head] = part.cells[begin];
   size_t staged = 0;
   for (size_t i = begin; i < end;) {
-    const uint32_t layer = part.cells[i].layer;
+    const GpuLayer& coder = rows.model.coder(part.cells[i].layer);
     GpuLayer::Cells run = {
         .offset = CellTables::CellAt(i - begin),
         .key_type = rows.key_type,
@@ -134,8 +134,8 @@ absl::Status FillTables(Lane* lane, const Rows& rows, size_t begin, size_t end, 
         .value_stride = rows.format.ValuesAt(first_layer, first_head).stride_bytes,
         .aligned = true};
     std::vector<cuda::GeneralCell> cells;
-    for (; i < end && part.cells[i].layer == layer; ++i) {
-      const uint32_t head = part.cells[i].head;
+    for (; i < end && &rows.model.coder(part.cells[i].layer) == &coder; ++i) {
+      const auto [layer, head] = part.cells[i];
       uint8_t* const cell = part.slot != nullptr ? reinterpret_cast<uint8_t*>(part.slot) +
                                                        codec.cell_offset(layer, head)
                                                  : tables->device_cell(staged);
@@ -149,8 +149,8 @@ absl::Status FillTables(Lane* lane, const Rows& rows, size_t begin, size_t end, 
                                      static_cast<uint32_t>(codec.cell_bytes(layer))};
     }
     run.num_cells = static_cast<uint32_t>(cells.size());
-    rows.model.layer(layer).FillCells(lane, run, cells);
-    runs->push_back({&rows.model.layer(layer), run});
+    coder.FillCells(lane, run, cells);
+    runs->push_back({&coder, run});
   }
   return tables->Up();
 }

@@ -2,10 +2,21 @@
 
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <set>
 #include <string>
 
 namespace sketchkv::gpu {
+namespace {
+
+// The first layer whose cells are made the same way.
+uint32_t CoderOf(const std::vector<CodecProfile>& profiles, uint32_t layer) {
+  if (profiles[layer].uses_tables()) return layer;
+  const auto first = std::find(profiles.begin(), profiles.end(), profiles[layer]);
+  return static_cast<uint32_t>(first - profiles.begin());
+}
+
+}  // namespace
 
 std::shared_ptr<const GpuModel> GpuModel::Create(const Model& model) {
   auto made = std::make_shared<GpuModel>();
@@ -19,6 +30,7 @@ std::shared_ptr<const GpuModel> GpuModel::Create(const Model& model) {
     }
     if (!(*one)->tuned()) general.insert(model.codec->profiles()[layer].name);
     made->layers_.push_back(*std::move(one));
+    made->coders_.push_back(CoderOf(model.codec->profiles(), layer));
   }
   for (const std::string& profile : general) {
     spdlog::info("model {}: profile {} takes the general path on the GPU, not the tuned kernels",

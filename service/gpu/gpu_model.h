@@ -18,9 +18,13 @@ class GpuModel {
   [[nodiscard]] static std::shared_ptr<const GpuModel> Create(const Model& model);
 
   [[nodiscard]] const GpuLayer& layer(uint32_t layer) const { return *layers_[layer]; }
+  // Whose kernels encode and decode the cells of this layer: layers of equal profiles without
+  // tables share the first of them, so that a block's cells go in few launches.
+  [[nodiscard]] const GpuLayer& coder(uint32_t layer) const { return *layers_[coders_[layer]]; }
 
  private:
   std::vector<std::unique_ptr<const GpuLayer>> layers_;
+  std::vector<uint32_t> coders_;
 };
 
 // The models that were asked for, by fingerprint, those that are not taken too. Thread-safe.

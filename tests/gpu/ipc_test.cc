@@ -38,10 +38,11 @@ CacheLayout Layout(uint32_t layers) {
 }
 size_t BlockBytes(uint32_t layers) { return size_t{layers} * kHeads * kTokens * 2 * kDim * 2; }
 
-std::unique_ptr<Client> Connect(const std::string& target, uint32_t layers) {
+std::unique_ptr<Client> Connect(const std::string& target, uint32_t layers,
+                                const std::vector<ProfileSpec>& profiles = {}) {
   auto client = Client::Create({.target = target, .timeout = milliseconds(60000)});
   EXPECT_THAT(client, IsOk());
-  EXPECT_THAT((*client)->RegisterModel("m", Layout(layers), {}), IsOk());
+  EXPECT_THAT((*client)->RegisterModel("m", Layout(layers), profiles), IsOk());
   return *std::move(client);
 }
 
@@ -148,7 +149,11 @@ class GpuIpcTest : public ::testing::Test {
 };
 
 TEST_F(GpuIpcTest, PutsGetsAndAttendsAsOverGrpc) {
-  const auto client = Connect(server_->target(), kLayers);
+  // Tuned kernels, and between them a layer of the general path.
+  const auto client = Connect(server_->target(), kLayers,
+                              {{.name = "qjl3p", .layer_count = 1},
+                               {.name = "qjl4p", .layer_begin = 1, .layer_count = 1},
+                               {.name = "qjl3p", .layer_begin = 2}});
   for (uint64_t i = 0; i < 4; ++i) {
     const std::vector<std::byte> rows = RandomRows(BlockBytes(kLayers), i);
     const DeviceArray<std::byte> memory = OnCard(rows);

@@ -8,6 +8,8 @@
 #define SKETCHKV_INLINE_FN __device__ __forceinline__
 // Arrays of constants, which functions index.
 #define SKETCHKV_TABLE __device__ constexpr
+// Loops whose turns go on at a time.
+#define SKETCHKV_UNROLL _Pragma("unroll")
 // float name[used][16] until the end of the scope, in the memory of the sixteen threads.
 #define SKETCHKV_LANE_ROWS(name, most, used)               \
   const LaneRoom name##_room(sizeof(float) * 16 * (used)); \
@@ -16,6 +18,9 @@
 #define SKETCHKV_FN
 #define SKETCHKV_INLINE_FN [[gnu::always_inline]] inline
 #define SKETCHKV_TABLE constexpr
+#define SKETCHKV_UNROLL
 // float name[most][16], of which `used` rows are.
-#define SKETCHKV_LANE_ROWS(name, most, used) alignas(64) float name[16 * (most)]
+#define SKETCHKV_LANE_ROWS(name, most, used) \
+  static_cast<void>(used);                   \
+  alignas(64) float name[16 * (most)]
 #endif

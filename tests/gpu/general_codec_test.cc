@@ -65,7 +65,7 @@ class Cells {
     }
     auto* const kept = runner.PutAll(std::vector<cuda::EncodeArgs::Checks>(kCells));
     runner.Encode(subject_.plan(),
-                  {runner.PutAll(table), kCells, key_stride_, value_stride_, kept, {}});
+                  {runner.PutAll(table), kCells, key_stride_, value_stride_, kept});
     *checks = runner.GetAll(kept, kCells);
     return runner.GetAll(cells, kCells * cell_bytes);
   }
@@ -110,13 +110,8 @@ void ExpectDecoded(const GeneralSubject& subject, uint32_t head, std::span<const
   auto* const bytes = reinterpret_cast<uint8_t*>(out);
   const std::vector<cuda::GeneralCell> table = {
       {{bytes, bytes + values_at, runner.Put(cell.data(), cell.size()), num_tokens}, head}};
-  runner.Decode(subject.plan(), {runner.PutAll(table),
-                                 1,
-                                 static_cast<uint32_t>(key_type),
-                                 static_cast<uint32_t>(value_type),
-                                 key_stride,
-                                 value_stride,
-                                 {}});
+  runner.Decode(subject.plan(), {runner.PutAll(table), 1, static_cast<uint32_t>(key_type),
+                                 static_cast<uint32_t>(value_type), key_stride, value_stride});
   SKETCHKV_ASSERT_OK(subject.cell(head).Decode(cell, num_tokens, key_type,
                                                {expected.data(), key_stride}, value_type,
                                                {expected.data() + values_at, value_stride}));

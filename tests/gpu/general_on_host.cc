@@ -52,8 +52,18 @@ void MaxInto(uint32_t* kept, uint32_t x) { *kept = x > *kept ? x : *kept; }
 void StoreLanes(float* out, uint32_t begin, uint32_t end, const F& x) {
   for (uint32_t i = begin; i < end; ++i) out[i - begin] = x.v[i];
 }
-void CopyNumbers(const uint8_t* from, uint8_t* to, size_t bytes, uint32_t /*number_bytes*/) {
-  std::memcpy(to, from, bytes);
+void LoadSixteenRows(const RowsArgs& rows, uint32_t num_tokens, uint32_t channel, uint32_t count,
+                     F (&x)[16]) {
+  for (uint32_t t = 0; t < kLanes; ++t) {
+    x[t] = t < num_tokens ? LoadChannels(rows, t, channel, count) : Zero();
+  }
+}
+void Prefetch(const uint8_t* /*data*/, size_t /*bytes*/) {}
+void CopyRows(const uint8_t* from, size_t from_stride, uint8_t* to, size_t to_stride,
+              uint32_t count, uint32_t dim, uint32_t number_bytes) {
+  for (uint32_t t = 0; t < count; ++t) {
+    std::memcpy(to + t * to_stride, from + t * from_stride, size_t{dim} * number_bytes);
+  }
 }
 
 #include "kernels/cuda/general/kernels.inc"

@@ -53,33 +53,20 @@ class CardRunner final : public GeneralRunner {
     CheckCuda(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost));
   }
   void Encode(const cuda::GeneralPlan& plan, cuda::GeneralEncodeArgs args) override {
-    args.scratch = Scratch(plan);
     CheckCuda(cuda::LaunchGeneralEncode(plan, args, nullptr));
   }
   void Decode(const cuda::GeneralPlan& plan, cuda::GeneralDecodeArgs args) override {
-    args.scratch = Scratch(plan);
     CheckCuda(cuda::LaunchGeneralDecode(plan, args, nullptr));
   }
   void Score(const cuda::GeneralPlan& plan, cuda::GeneralScoreArgs args) override {
-    args.query.scratch = Scratch(plan);
     CheckCuda(cuda::LaunchGeneralScore(plan, args, nullptr));
   }
   void Attend(const cuda::GeneralPlan& plan, cuda::GeneralAttendArgs args) override {
-    args.query.scratch = Scratch(plan);
     CheckCuda(cuda::LaunchGeneralAttend(plan, args, nullptr));
   }
 
  private:
-  // Fewer workers than items, so that they take several.
-  cuda::GeneralScratch Scratch(const cuda::GeneralPlan& plan) {
-    constexpr uint32_t kWorkers = 2 * cuda::kGeneralBlockWorkers;
-    scratch_ = std::make_unique<DeviceArray<uint8_t>>(size_t{kWorkers} * plan.worker_bytes);
-    scratch_->Fill(0xFF);
-    return {scratch_->data(), kWorkers};
-  }
-
   std::vector<DeviceArray<uint8_t>> memory_;
-  std::unique_ptr<DeviceArray<uint8_t>> scratch_;
 };
 
 }  // namespace

@@ -7,7 +7,7 @@
 // host code and CUDA files, as in kernels/cuda/launch.h.
 //
 // Sixteen threads are the sixteen lanes of the CPU's kernels, whose bodies they run; such a worker
-// takes a tile at a time.
+// takes a tile at a time, in shared memory.
 namespace sketchkv::cuda {
 
 enum class GeneralKeys : uint32_t { kRaw, kSketch, kCodes };
@@ -58,18 +58,11 @@ struct GeneralPlan {
       residuals_at, raw_keys_at, values_at, ranges_at, cell_bytes;
 
   uint32_t value_rows;    // coordinates of values in attention: value_dim, or rows of a basis
-  uint32_t worker_bytes;  // scratch of a worker
+  uint32_t worker_bytes;  // scratch of a worker that encodes or decodes
+  uint32_t attend_bytes;  // likewise of one that scores or attends
   uint32_t query_floats;  // of a prepared query
   uint32_t partial_floats;
 };
-
-// Scratch: [num_workers][worker_bytes], 64-byte aligned. As many work at a time, a multiple of
-// kGeneralBlockWorkers; launches of one stream may share it, others not.
-struct GeneralScratch {
-  uint8_t* data;
-  uint32_t num_workers;
-};
-constexpr uint32_t kGeneralBlockWorkers = 8;  // of a thread block
 
 // One cell of kv head `head`. Rows are aligned to their numbers, and so are strides; the cell to 16
 // bytes.
@@ -84,7 +77,6 @@ struct GeneralEncodeArgs {
   size_t key_stride, value_stride;  // from token to token
   // As EncodeArgs::checks; a number's place is token * head_dim + channel, or of value_dim.
   EncodeArgs::Checks* checks;
-  GeneralScratch scratch;
 };
 
 struct GeneralDecodeArgs {
@@ -93,17 +85,17 @@ struct GeneralDecodeArgs {
   // Numbers of DType: bf16, fp16 or fp32, or what is stored if it is raw.
   uint32_t key_type, value_type;
   size_t key_stride, value_stride;
-  GeneralScratch scratch;
 };
 
-// Queries of a launch, any number a kv head. `chain` is dealt out by Schedule, to at most
-// scratch.num_workers; its sequences begin and end anywhere, whatever the size of blocks.
+// Queries of a launch, any number a kv head. `chain` is dealt out by Schedule, its thread blocks
+// being workers: kGeneralWorkers a multiprocessor keep a card busy. Its sequences begin and end
+// anywhere, whatever the size of blocks.
+constexpr uint32_t kGeneralWorkers = 32;
 struct GeneralQueryArgs {
   ChainArgs chain;
   const float* queries;  // [num_sequences][num_kv_heads][num_queries][head_dim]
   uint32_t num_queries;
   float* prepared;  // [num_sequences * num_kv_heads * num_queries][query_floats]
-  GeneralScratch scratch;
 };
 
 struct GeneralScoreArgs {

@@ -37,8 +37,8 @@ uint64_t Groups(const GeneralQueryArgs& args, uint32_t size) {
 }
 
 cudaError_t Prepare(const GeneralPlan& plan, const GeneralQueryArgs& args, cudaStream_t stream) {
-  return LaunchWork<PrepareSixteens>(plan, args, args.scratch, Pairs(args) * Groups(args, kLanes),
-                                     stream);
+  return LaunchWork<PrepareSixteens>(plan, args, plan.worker_bytes,
+                                     Pairs(args) * Groups(args, kLanes), stream);
 }
 
 }  // namespace
@@ -48,7 +48,7 @@ cudaError_t LaunchGeneralScore(const GeneralPlan& plan, const GeneralScoreArgs& 
   const GeneralQueryArgs& query = args.query;
   const cudaError_t error = Prepare(plan, query, stream);
   if (error != cudaSuccess) return error;
-  return LaunchWork<ScoreItems>(plan, args, query.scratch,
+  return LaunchWork<ScoreItems>(plan, args, plan.attend_bytes,
                                 query.chain.num_thread_blocks * Groups(query, kQueriesTogether),
                                 stream);
 }
@@ -58,17 +58,17 @@ cudaError_t LaunchGeneralAttend(const GeneralPlan& plan, const GeneralAttendArgs
   const GeneralQueryArgs& query = args.query;
   cudaError_t error = Prepare(plan, query, stream);
   if (error == cudaSuccess) {
-    error = LaunchWork<AttendItems>(plan, args, query.scratch,
+    error = LaunchWork<AttendItems>(plan, args, plan.attend_bytes,
                                     query.chain.num_thread_blocks * Groups(query, kQueriesTogether),
                                     stream);
   }
   if (error == cudaSuccess) {
     const uint64_t sixteens = (uint64_t{plan.value_rows} + kLanes - 1) / kLanes;
-    error = LaunchWork<MergeItems>(plan, args, query.scratch,
+    error = LaunchWork<MergeItems>(plan, args, plan.attend_bytes,
                                    Pairs(query) * query.num_queries * sixteens, stream);
   }
   if (error != cudaSuccess || plan.values != GeneralValues::kRotated) return error;
-  return LaunchWork<TurnItems>(plan, args, query.scratch, Pairs(query) * Groups(query, kLanes),
+  return LaunchWork<TurnItems>(plan, args, plan.worker_bytes, Pairs(query) * Groups(query, kLanes),
                                stream);
 }
 

@@ -108,16 +108,29 @@ void PlaceSections(const CellFormat& format, GeneralPlan* plan) {
   plan->cell_bytes = format.cell_bytes;
 }
 
-// Room for what the deepest calls hold at a time: three tiles of keys or values, sums, codes and
-// searches of one (240 rows of lanes at most), the accumulators of four queries, or two
-// projections of a query that is split.
+// Rows of sixteen floats, as SKETCHKV_LANE_ROWS takes them, so that two workers of a warp use
+// different banks.
+uint32_t BytesOfRows(uint32_t rows) { return static_cast<uint32_t>(kLineBytes) * (rows | 1); }
+
+// Room for what the deepest calls hold at a time: a tile, its projection or reconstruction, the
+// outlier channels, some rows of sums; and what is smaller than a tile: the searched magnitudes,
+// codes, or one column of a transform.
 uint32_t WorkerBytes(const GeneralPlan& plan) {
-  constexpr uint32_t kFew = 256, kQueries = 4;
   const uint32_t dim = std::max(plan.head_dim, plan.value_dim);
+  const uint32_t odd_part = dim / (dim & (0u - dim));
+  constexpr uint32_t kFew = 16;
+  return BytesOfRows(2 * dim + kMaxOutlierChannels + kFew + std::max(odd_part, dim / 4 + dim / 16));
+}
+
+// The accumulators of four queries, their weights, and a tile of raw keys or the two projections
+// that a query is split into.
+uint32_t AttendBytes(const GeneralPlan& plan) {
+  constexpr uint32_t kQueries = 4;
   const uint32_t accumulators = kQueries * (plan.value_rows / kLanes + 2);
+  const uint32_t tile = plan.keys == GeneralKeys::kRaw ? plan.head_dim : 0;
   const uint32_t split =
-      plan.outliers == GeneralOutliers::kSketch ? 2 * (plan.sign_bits / kLanes + 1) : 0;
-  return static_cast<uint32_t>(kLineBytes) * (3 * dim + kFew + accumulators + split);
+      plan.outliers == GeneralOutliers::kSketch ? 2 * (plan.sign_bits / kLanes) : 0;
+  return BytesOfRows(accumulators + tile + split);
 }
 
 GeneralPlan PlanOf(const KvLayout& layout, const CodecProfile& profile, const HeadTable* table) {
@@ -158,6 +171,7 @@ GeneralPlan PlanOf(const KvLayout& layout, const CodecProfile& profile, const He
     key_rows = plan.key_basis ? rows_of(table->key_basis, layout.head_dim) : layout.head_dim;
   }
   plan.worker_bytes = WorkerBytes(plan);
+  plan.attend_bytes = AttendBytes(plan);
   plan.query_floats =
       static_cast<uint32_t>(RoundUp(layout.head_dim, kLanes) + RoundUp(key_rows, kLanes) + kLanes);
   plan.partial_floats = static_cast<uint32_t>(kLanes + RoundUp(plan.value_rows, kLanes));

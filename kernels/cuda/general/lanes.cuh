@@ -9,7 +9,9 @@
 namespace sketchkv::cuda {
 namespace {
 
-constexpr uint32_t kGeneralThreads = kGeneralBlockWorkers * kLanes;
+// Of a thread block: a warp.
+constexpr uint32_t kMostWorkers = 2;
+constexpr uint32_t kGeneralThreads = kMostWorkers * kLanes;
 // What registers hold: rows of a Walsh-Hadamard transform, and sums over a dense one.
 constexpr uint32_t kWalshRows = 16, kDenseRows = 8;
 
@@ -204,8 +206,14 @@ __device__ void TransposeRows(const Row& row, const Out& out) {
 
 // Codes of a run of channels while they are packed or unpacked, a byte each.
 struct CodeBytes {
-  LaneRoom room{size_t{16} * kMaxDim};
-  uint8_t* const bytes = room.data();
+  __device__ explicit CodeBytes(uint32_t channels)
+      : room(size_t{16} * ((channels + kLanes - 1) / kLanes * kLanes)), bytes(room.data()) {
+    SyncLanes();  // others' floats were here, and will be
+  }
+  __device__ ~CodeBytes() { SyncLanes(); }
+
+  LaneRoom room;
+  uint8_t* const bytes;
 };
 
 }  // namespace

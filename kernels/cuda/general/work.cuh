@@ -1,6 +1,7 @@
 #pragma once
 
 #include "kernels/cuda/general/lanes.cuh"
+#include "kernels/cuda/launching.cuh"
 
 namespace sketchkv::cuda {
 namespace {
@@ -12,30 +13,34 @@ namespace {
 #include "kernels/cuda/general/kernels.inc"
 // clang-format on
 
-// Stage::Run(plan, args, item) for all items, dealt out to the workers.
+// Stage::Run(plan, args, item), an item a worker.
 template <typename Stage, typename Args>
 __global__ void __launch_bounds__(kGeneralThreads)
     Work(const __grid_constant__ GeneralPlan plan, const __grid_constant__ Args args,
-         GeneralScratch scratch, uint32_t num_items) {
-  const uint32_t worker = blockIdx.x * kGeneralBlockWorkers + threadIdx.x / kLanes;
-  LaneRoom::Start(scratch.data + size_t{worker} * plan.worker_bytes, plan.worker_bytes);
-  const uint32_t workers = gridDim.x * kGeneralBlockWorkers;
-  for (uint32_t item = worker; item < num_items; item += workers) Stage::Run(plan, args, item);
+         uint32_t worker_bytes, uint32_t num_items) {
+  extern __shared__ __align__(64) uint8_t scratch[];
+  const uint32_t worker = threadIdx.x / kLanes;
+  const uint32_t item = blockIdx.x * (blockDim.x / kLanes) + worker;
+  if (item >= num_items) return;
+  LaneRoom::Start(scratch + worker * worker_bytes, worker_bytes);
+  Stage::Run(plan, args, item);
 }
 
+// Two workers a thread block, or one where the card's shared memory is too small for two.
 template <typename Stage, typename Args>
-cudaError_t LaunchWork(const GeneralPlan& plan, const Args& args, const GeneralScratch& scratch,
+cudaError_t LaunchWork(const GeneralPlan& plan, const Args& args, uint32_t worker_bytes,
                        uint64_t num_items, cudaStream_t stream) {
   if (num_items == 0) return cudaSuccess;
-  if (num_items > 0xFFFFFFFFu || scratch.num_workers < kGeneralBlockWorkers) {
-    return cudaErrorInvalidValue;
+  if (num_items > 0x7FFFFFFFu) return cudaErrorInvalidValue;
+  const auto items = static_cast<uint32_t>(num_items);
+  cudaError_t error = cudaSuccess;
+  for (uint32_t workers = kMostWorkers; workers > 0; --workers) {
+    error = LaunchKernel(Work<Stage, Args>, (items + workers - 1) / workers, workers * kLanes,
+                         workers * worker_bytes, stream, plan, args, worker_bytes, items);
+    if (error != cudaErrorInvalidValue) return error;
+    cudaGetLastError();  // only the shared memory was too much
   }
-  const uint64_t wanted = (num_items + kGeneralBlockWorkers - 1) / kGeneralBlockWorkers;
-  const uint32_t room = scratch.num_workers / kGeneralBlockWorkers;
-  const auto blocks = static_cast<uint32_t>(wanted < room ? wanted : room);
-  Work<Stage, Args><<<blocks, kGeneralThreads, 0, stream>>>(plan, args, scratch,
-                                                            static_cast<uint32_t>(num_items));
-  return cudaGetLastError();
+  return error;
 }
 
 }  // namespace

@@ -18,13 +18,11 @@ constexpr size_t kCopyLanes = 2;
 constexpr uint64_t kChunkBytes = uint64_t{1} << 30;
 // For CUDA's own needs and what other processes ask for at the same time.
 constexpr uint64_t kSpareBytes = uint64_t{256} << 20;
-// Thread blocks of attention that run at a time (kernels/cuda/attend.cu).
-constexpr uint32_t kThreadBlocksPerSm = 3;
 
-absl::StatusOr<std::unique_ptr<Lanes>> CreateLanes(size_t count, uint32_t max_thread_blocks) {
+absl::StatusOr<std::unique_ptr<Lanes>> CreateLanes(size_t count, uint32_t multiprocessors) {
   std::vector<std::unique_ptr<Lane>> lanes;
   for (size_t i = 0; i < count; ++i) {
-    SKETCHKV_ASSIGN_OR_RETURN(std::unique_ptr<Lane> lane, Lane::Create(max_thread_blocks));
+    SKETCHKV_ASSIGN_OR_RETURN(std::unique_ptr<Lane> lane, Lane::Create(multiprocessors));
     lanes.push_back(std::move(lane));
   }
   return std::make_unique<Lanes>(std::move(lanes));
@@ -52,9 +50,9 @@ absl::StatusOr<std::unique_ptr<CudaGpu>> CudaGpu::Open(const GpuOptions& options
                                             properties.major, ".", properties.minor,
                                             "; it needs 8.0"));
   }
-  const uint32_t thread_blocks = kThreadBlocksPerSm * properties.multiProcessorCount;
-  SKETCHKV_ASSIGN_OR_RETURN(gpu->attention_lanes_, CreateLanes(kAttentionLanes, thread_blocks));
-  SKETCHKV_ASSIGN_OR_RETURN(gpu->copy_lanes_, CreateLanes(kCopyLanes, thread_blocks));
+  const auto multiprocessors = static_cast<uint32_t>(properties.multiProcessorCount);
+  SKETCHKV_ASSIGN_OR_RETURN(gpu->attention_lanes_, CreateLanes(kAttentionLanes, multiprocessors));
+  SKETCHKV_ASSIGN_OR_RETURN(gpu->copy_lanes_, CreateLanes(kCopyLanes, multiprocessors));
   SKETCHKV_ASSIGN_OR_RETURN(gpu->tables_, BlockTables::Create(kAttentionLanes));
   gpu->attention_ = std::make_unique<AttentionQueue>(gpu->attention_lanes_.get(),
                                                      gpu->tables_.get(), options.batch_delay);

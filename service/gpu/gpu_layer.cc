@@ -11,6 +11,8 @@ namespace sketchkv::gpu {
 namespace {
 
 constexpr uint32_t kStepTokens = 64;
+// Of the tuned kernels, as many as a multiprocessor runs at a time (kernels/cuda/attend.cu).
+constexpr uint32_t kThreadBlocks = 3;
 constexpr size_t kTunedAlignment = 16;  // of rows
 
 std::vector<const HeadTable*> TablesOf(const Model& model, uint32_t layer) {
@@ -44,8 +46,7 @@ absl::StatusOr<std::unique_ptr<GpuLayer>> GpuLayer::Create(const Model& model, u
   const cuda::GeneralPlan& plan = made->general_;
   constexpr size_t kQueries = cuda::kMaxQueries;
   const size_t shares = Lane::kPartialFloats / (kQueries * plan.partial_floats);
-  made->max_shares_ =
-      static_cast<uint32_t>(std::min<size_t>(shares / 2, Lane::GeneralWorkers(plan.worker_bytes)));
+  made->max_shares_ = static_cast<uint32_t>(shares / 2);
   made->max_pairs_ = static_cast<uint32_t>(
       std::min({shares / 2, Lane::kPreparedFloats / (kQueries * plan.query_floats),
                 Lane::kTurnedFloats / (kQueries * plan.value_rows)}));
@@ -74,7 +75,7 @@ absl::Status GpuLayer::Attend(Lane* lane, const Queries& queries, const Attentio
                               float* out, float* lse) const {
   if (tuned_) {
     const cuda::AttendArgs args = {
-        .chain = ChainOf(queries, lane->max_thread_blocks()),
+        .chain = ChainOf(queries, kThreadBlocks * lane->multiprocessors()),
         .queries = queries.queries,
         .num_queries = queries.num_queries,
         .softmax_scale = options.softmax_scale,
@@ -87,11 +88,11 @@ absl::Status GpuLayer::Attend(Lane* lane, const Queries& queries, const Attentio
     return CudaStatus(cuda::LaunchAttend(tuned_->cell, args, lane->stream()), "attention");
   }
   const cuda::GeneralAttendArgs args = {
-      .query = {.chain = ChainOf(queries, max_shares_),
+      .query = {.chain = ChainOf(queries, std::min(max_shares_, cuda::kGeneralWorkers *
+                                                                    lane->multiprocessors())),
                 .queries = queries.queries,
                 .num_queries = queries.num_queries,
-                .prepared = lane->prepared(),
-                .scratch = lane->general_scratch(general_.worker_bytes)},
+                .prepared = lane->prepared()},
       .softmax_scale = options.softmax_scale,
       .logit_softcap = options.logit_softcap,
       .partials = lane->partials(),
@@ -111,19 +112,20 @@ uint32_t GpuLayer::ScoreOffset(uint32_t token_begin) const {
 absl::Status GpuLayer::Score(Lane* lane, const Queries& queries, float* scores,
                              size_t stride) const {
   if (tuned_) {
-    const cuda::ScoreArgs args = {.chain = ChainOf(queries, lane->max_thread_blocks()),
-                                  .queries = queries.queries,
-                                  .num_queries = queries.num_queries,
-                                  .scores = scores,
-                                  .stride = stride};
+    const cuda::ScoreArgs args = {
+        .chain = ChainOf(queries, kThreadBlocks * lane->multiprocessors()),
+        .queries = queries.queries,
+        .num_queries = queries.num_queries,
+        .scores = scores,
+        .stride = stride};
     return CudaStatus(cuda::LaunchScore(tuned_->cell, args, lane->stream()), "scores");
   }
   const cuda::GeneralScoreArgs args = {
-      .query = {.chain = ChainOf(queries, max_shares_),
+      .query = {.chain = ChainOf(queries, std::min(max_shares_, cuda::kGeneralWorkers *
+                                                                    lane->multiprocessors())),
                 .queries = queries.queries,
                 .num_queries = queries.num_queries,
-                .prepared = lane->prepared(),
-                .scratch = lane->general_scratch(general_.worker_bytes)},
+                .prepared = lane->prepared()},
       .scores = scores,
       .stride = stride};
   return CudaStatus(cuda::LaunchGeneralScore(GeneralFrom(queries.head_begin), args, lane->stream()),
@@ -165,8 +167,7 @@ absl::Status GpuLayer::Encode(Lane* lane, const Cells& cells,
       .num_cells = cells.num_cells,
       .key_stride = cells.key_stride,
       .value_stride = cells.value_stride,
-      .checks = checks,
-      .scratch = lane->general_scratch(general_.worker_bytes)};
+      .checks = checks};
   return CudaStatus(cuda::LaunchGeneralEncode(general_, args, lane->stream()), "encoding");
 }
 
@@ -186,8 +187,7 @@ absl::Status GpuLayer::Decode(Lane* lane, const Cells& cells) const {
       .key_type = static_cast<uint32_t>(cells.key_type),
       .value_type = static_cast<uint32_t>(cells.value_type),
       .key_stride = cells.key_stride,
-      .value_stride = cells.value_stride,
-      .scratch = lane->general_scratch(general_.worker_bytes)};
+      .value_stride = cells.value_stride};
   return CudaStatus(cuda::LaunchGeneralDecode(general_, args, lane->stream()), "decoding");
 }
 

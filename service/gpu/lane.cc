@@ -1,6 +1,5 @@
 #include "service/gpu/lane.h"
 
-#include <algorithm>
 #include <chrono>
 #include <thread>
 
@@ -12,12 +11,9 @@ namespace {
 // Most calls are done in less, and a thread that sleeps takes longer than that to wake up.
 constexpr std::chrono::microseconds kSpin{300};
 
-// More than run at a time on any card.
-constexpr size_t kMaxGeneralWorkers = 8192;
-
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Lane>> Lane::Create(uint32_t max_thread_blocks) {
+absl::StatusOr<std::unique_ptr<Lane>> Lane::Create(uint32_t multiprocessors) {
   std::unique_ptr<Lane> lane(new Lane);
   SKETCHKV_RETURN_IF_CUDA_ERROR(cudaStreamCreateWithFlags(&lane->stream_, cudaStreamNonBlocking));
   for (cudaEvent_t& done : lane->done_) {
@@ -28,10 +24,8 @@ absl::StatusOr<std::unique_ptr<Lane>> Lane::Create(uint32_t max_thread_blocks) {
   SKETCHKV_ASSIGN_OR_RETURN(lane->device_, DeviceBuffer::Create(kStagingBytes));
   SKETCHKV_ASSIGN_OR_RETURN(lane->pinned_tables_,
                             PinnedBuffer::Create(kTableBlocks * sizeof(const uint8_t*)));
-  lane->max_thread_blocks_ =
-      std::min<uint32_t>(max_thread_blocks, kPartialFloats / cuda::kPartialFloats - kMaxPairs);
+  lane->multiprocessors_ = multiprocessors;
   SKETCHKV_ASSIGN_OR_RETURN(lane->partials_, DeviceBuffer::Create(kPartialFloats * sizeof(float)));
-  SKETCHKV_ASSIGN_OR_RETURN(lane->workers_, DeviceBuffer::Create(kWorkerBytes));
   SKETCHKV_ASSIGN_OR_RETURN(lane->prepared_, DeviceBuffer::Create(kPreparedFloats * sizeof(float)));
   SKETCHKV_ASSIGN_OR_RETURN(lane->turned_, DeviceBuffer::Create(kTurnedFloats * sizeof(float)));
   SKETCHKV_ASSIGN_OR_RETURN(lane->arrivals_, DeviceBuffer::Create(kMaxPairs * sizeof(uint32_t)));
@@ -46,12 +40,6 @@ Lane::~Lane() {
     if (done != nullptr) (void)cudaEventDestroy(done);
   }
   if (stream_ != nullptr) (void)cudaStreamDestroy(stream_);
-}
-
-uint32_t Lane::GeneralWorkers(uint32_t worker_bytes) {
-  const size_t fit = kWorkerBytes / std::max<uint32_t>(worker_bytes, 1);
-  return static_cast<uint32_t>(std::min<size_t>(fit, kMaxGeneralWorkers) /
-                               cuda::kGeneralBlockWorkers * cuda::kGeneralBlockWorkers);
 }
 
 absl::Status Lane::Up(size_t begin, size_t end) {

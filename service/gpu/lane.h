@@ -10,7 +10,6 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/base/mutex.h"
-#include "kernels/cuda/general/args.h"
 #include "service/gpu/buffer.h"
 
 namespace sketchkv::gpu {
@@ -23,8 +22,7 @@ class Lane {
   static constexpr size_t kStagingBytes = size_t{16} << 20;
   // (sequence, kv head) pairs of one launch of attention.
   static constexpr uint32_t kMaxPairs = 4096;
-  // Scratch of the general path: of what its workers do, of queries, and of outputs.
-  static constexpr size_t kWorkerBytes = size_t{64} << 20;
+  // Scratch of the general path: of queries, and of outputs.
   static constexpr size_t kPreparedFloats = size_t{8} << 20;
   static constexpr size_t kTurnedFloats = size_t{4} << 20;
   // Of the tuned kernels, and of the general path's.
@@ -32,8 +30,8 @@ class Lane {
   // Blocks of tables that are for one batch only.
   static constexpr uint32_t kTableBlocks = uint32_t{1} << 20;
 
-  // `max_thread_blocks`: of attention that the card runs at a time.
-  [[nodiscard]] static absl::StatusOr<std::unique_ptr<Lane>> Create(uint32_t max_thread_blocks);
+  // `multiprocessors`: of the card.
+  [[nodiscard]] static absl::StatusOr<std::unique_ptr<Lane>> Create(uint32_t multiprocessors);
   ~Lane();
   Lane(const Lane&) = delete;
   Lane& operator=(const Lane&) = delete;
@@ -52,13 +50,9 @@ class Lane {
   [[nodiscard]] float* partials() const { return reinterpret_cast<float*>(partials_.data()); }
   [[nodiscard]] uint32_t* arrivals() const { return reinterpret_cast<uint32_t*>(arrivals_.data()); }
 
-  [[nodiscard]] uint32_t max_thread_blocks() const { return max_thread_blocks_; }
+  [[nodiscard]] uint32_t multiprocessors() const { return multiprocessors_; }
   [[nodiscard]] float* prepared() const { return reinterpret_cast<float*>(prepared_.data()); }
   [[nodiscard]] float* turned() const { return reinterpret_cast<float*>(turned_.data()); }
-  [[nodiscard]] cuda::GeneralScratch general_scratch(uint32_t worker_bytes) const {
-    return {reinterpret_cast<uint8_t*>(workers_.data()), GeneralWorkers(worker_bytes)};
-  }
-  [[nodiscard]] static uint32_t GeneralWorkers(uint32_t worker_bytes);
 
   // Until the card has done all that was asked of the stream.
   [[nodiscard]] absl::Status Wait();
@@ -72,8 +66,8 @@ class Lane {
   cudaStream_t stream_ = nullptr;
   cudaEvent_t done_[2] = {};  // Wait takes the first
   PinnedBuffer pinned_, pinned_tables_;
-  DeviceBuffer device_, partials_, arrivals_, workers_, prepared_, turned_;
-  uint32_t max_thread_blocks_ = 0;
+  DeviceBuffer device_, partials_, arrivals_, prepared_, turned_;
+  uint32_t multiprocessors_ = 0;
 };
 
 // The lanes of a card. Thread-safe.

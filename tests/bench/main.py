@@ -70,7 +70,7 @@ class Bench(Run):
         self.torch_all_cores = contest.Process(
             ["/usr/bin/python3", os.path.join(folder, "torch_contenders.py")], threads)
         self.service = contest.Process([program + "_service"], threads)
-        self.servers = servers.Servers(arguments.build, scratch)
+        self.servers = servers.Servers(os.path.join(arguments.build, "bin"), scratch)
         self._processes = [self.core, self.torch, self.faiss, self.all_cores,
                            self.torch_all_cores, self.service, self.servers]
 
@@ -88,8 +88,8 @@ class GpuBench(Run):
     def __init__(self, arguments, scratch):
         super().__init__(arguments, scratch)
         folder = os.path.dirname(os.path.abspath(__file__))
-        program = os.path.join(arguments.binaries or os.path.join(arguments.build, "bin"),
-                               GPU_PROGRAM)
+        binaries = arguments.binaries or os.path.join(arguments.build, "bin")
+        program = os.path.join(binaries, GPU_PROGRAM)
         self.gpu = contest.Process([program, "serve"], os.environ)
         if not os.access(program, os.X_OK):
             self.gpu = contest.AbsentProcess("needs a GPU: built without CUDA")
@@ -100,7 +100,10 @@ class GpuBench(Run):
             self.official = contest.Process(
                 [sys.executable, os.path.join(folder, "official_qjl.py"), arguments.official_qjl],
                 os.environ)
-        self._processes = [self.gpu, self.torch, self.official]
+        self.service = contest.Process([os.path.join(binaries, "sketchkv_bench_service")],
+                                       os.environ)
+        self.servers = servers.Servers(binaries, scratch)
+        self._processes = [self.gpu, self.torch, self.official, self.service, self.servers]
 
     def card(self):
         """("ok", its name) or ("absent", why there is none)."""

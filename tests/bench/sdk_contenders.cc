@@ -95,7 +95,7 @@ class SdkAttend final : public Contender {
     call_.queries_per_kv_head = 4;
     call_.items.resize(sequences_);
     for (AttentionItem& item : call_.items) {
-      SKETCHKV_ASSIGN_OR_RETURN(item.lease_id, PutSequence());
+      SKETCHKV_ASSIGN_OR_RETURN(item.lease_id, session_->PutSequence(tokens_));
     }
     queries_ = session_->Queries(sequences_ * 32 * kDim);
     call_.queries = queries_;
@@ -122,23 +122,6 @@ class SdkAttend final : public Contender {
     call_.queries = {reinterpret_cast<const float*>(shared_.bytes().data()), queries_.size()};
     return absl::OkStatus();
   }
-  // Returns the lease of a new sequence.
-  absl::StatusOr<uint64_t> PutSequence() {
-    const uint32_t block = session_->model().layout.block_tokens;
-    const std::vector<PutPart> parts = session_->NewChain(tokens_ / block);
-    SKETCHKV_RETURN_IF_ERROR(session_->PutAll(parts));
-    std::vector<BlockId> chain;
-    for (const PutPart& part : parts) chain.push_back(part.block_hash);
-    SKETCHKV_ASSIGN_OR_RETURN(
-        const LookupResult found,
-        session_->client().Lookup(session_->model().name, chain, std::chrono::minutes(10)));
-    if (found.num_tokens != tokens_ || found.lease_id == 0) {
-      return absl::InternalError(
-          absl::StrCat("a lease over ", found.num_tokens, " tokens, want one over ", tokens_));
-    }
-    return found.lease_id;
-  }
-
   const std::unique_ptr<SdkSession> session_;
   const uint64_t tokens_;
   const uint64_t sequences_;

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstring>
 #include <utility>
 
@@ -86,6 +87,20 @@ absl::Status SdkSession::PutAll(const std::vector<PutPart>& parts) {
     if (!result->sealed) return absl::InternalError("a whole block that was put is not sealed");
   }
   return absl::OkStatus();
+}
+
+absl::StatusOr<uint64_t> SdkSession::PutSequence(uint64_t tokens) {
+  const std::vector<PutPart> parts = NewChain(tokens / model_.layout.block_tokens);
+  SKETCHKV_RETURN_IF_ERROR(PutAll(parts));
+  std::vector<BlockId> chain;
+  for (const PutPart& part : parts) chain.push_back(part.block_hash);
+  SKETCHKV_ASSIGN_OR_RETURN(const LookupResult found,
+                            client_->Lookup(model_.name, chain, std::chrono::minutes(10)));
+  if (found.num_tokens != tokens || found.lease_id == 0) {
+    return absl::InternalError(
+        absl::StrCat("a lease over ", found.num_tokens, " tokens, want one over ", tokens));
+  }
+  return found.lease_id;
 }
 
 }  // namespace sketchkv::bench

@@ -31,6 +31,8 @@ class SdkSession {
   // few payloads.
   [[nodiscard]] std::vector<PutPart> NewChain(size_t count);
   [[nodiscard]] absl::Status PutAll(const std::vector<PutPart>& parts);
+  // Puts a new chain of so many tokens, whole blocks, and returns a lease of it.
+  [[nodiscard]] absl::StatusOr<uint64_t> PutSequence(uint64_t tokens);
 
  private:
   SdkSession() = default;

@@ -20,8 +20,9 @@ def _free_port():
 class Servers:
     """Each is started when its address is first asked for."""
 
-    def __init__(self, build, scratch):
-        self._bin, self._scratch = os.path.join(build, "bin"), scratch
+    def __init__(self, folder, scratch):
+        """`folder`: of the programs."""
+        self._bin, self._scratch = folder, scratch
         self._processes, self._addresses = [], {}
 
     def _start(self, name, argv, ready):
@@ -54,10 +55,18 @@ class Servers:
         return self._addresses[name]
 
     def sketchkvd(self):
-        return self._once("sketchkvd", lambda: self._with_port_file("sketchkvd", [
+        return self._sketchkvd("sketchkvd", [
+            "--host-bytes", "2GiB", "--gpu", "none", "--shm-socket",
+            os.path.join(self._scratch, "shm.sock")])
+
+    def sketchkvd_on_gpu(self):
+        return self._sketchkvd("sketchkvd_on_gpu", [
+            "--host-bytes", "8GiB", "--gpu", "0", "--gpu-bytes", "8GiB"])
+
+    def _sketchkvd(self, name, options):
+        return self._once(name, lambda: self._with_port_file(name, [
             os.path.join(self._bin, "sketchkvd"), "--listen", "127.0.0.1:0", "--port-file",
-            "{port_file}", "--host-bytes", "2GiB", "--log-level", "warn", "--shm-socket",
-            os.path.join(self._scratch, "shm.sock")]))
+            "{port_file}", "--log-level", "warn", *options]))
 
     def bare(self):
         return self._once("bare", lambda: self._with_port_file("bare", [

@@ -7,29 +7,35 @@
 namespace sketchkv::cuda {
 
 constexpr float kUnitSteps = 21.0f;
-constexpr uint32_t kBins = 64;  // magnitudes that the search for a unit tells apart
+
+// Of three-bit codes, whether a coordinate's bits are the highest ones of three nibbles.
+__host__ __device__ constexpr bool IsSpread(uint32_t row) { return row % 32 >= 24; }
 
 // Counts, and sums, of magnitudes by size, a column a lane: what a level that rises with the
 // magnitude makes of all of them needs no more.
 class Magnitudes {
  public:
+  static constexpr uint32_t kWords = kBins * 32;  // of a warp
+
   // `room`: shared memory of the warp, [kBins][32].
-  __device__ Magnitudes(uint32_t* room, uint32_t lane) : column_(room + lane) {}
+  __device__ explicit Magnitudes(uint32_t* room) : column_(room + threadIdx.x % 32) {}
 
   __device__ void Clear() {
-#pragma unroll 8
+#pragma unroll
     for (uint32_t bin = 0; bin < kBins; ++bin) column_[bin * 32] = 0;
   }
+  // No magnitude is more than 12 times the RMS of 128 of them, so that it stays a byte. An atomic
+  // addition, since nothing then waits for the one before.
   __device__ void Add(float y, float steps) {
-    const float bounded = fabsf(y) * steps;
-    const uint32_t byte =
-        __float_as_uint((bounded < 255.0f ? bounded : 255.0f) + 12582912.0f) & 0xFF;
-    column_[min(byte, kBins - 1) * 32] += 1 + (byte << 8);
+    const uint32_t byte = __float_as_uint(fabsf(y) * steps + kRounder);
+    const uint32_t bin = min(byte, kRounderBits + kBins - 1);
+    AddShared(SharedAddress(column_) - kRounderBits * 128 + bin * 128,
+              byte * 256 + (1 - kRounderBits * 256));
   }
   // Afterwards of all magnitudes from each size on.
   __device__ void SumUp() {
     uint32_t sum = 0;
-#pragma unroll 8
+#pragma unroll
     for (uint32_t bin = kBins; bin > 0; --bin) {
       sum += column_[(bin - 1) * 32];
       column_[(bin - 1) * 32] = sum;
@@ -91,44 +97,70 @@ __device__ float SearchUnit(const CodePlan& codes, const CodePlan& spread,
   return inverse_rms / best_factor;
 }
 
-// The code of a coordinate in units, and its level.
+// A coordinate's code: its highest bit is `positive`. Levels and thresholds are the same on both
+// sides of 0, so that the bits below, of a negative one, are those of its magnitude, inverted;
+// callers do that for whole words.
 struct Code {
-  uint32_t bits;
-  float level;
+  bool positive;
+  bool upper, lower;  // of three bits, and of two the lower alone: of the magnitude
+  float level;        // of the magnitude
 };
-// Levels and thresholds are the same on both sides of 0, and a coordinate on a threshold has the
-// lower of its two levels. What a magnitude exceeds is told by its bits, one more below 0, where
-// equal is enough. Without branches, and without a table that would be in slow memory.
+// A coordinate on a threshold has the lower of its two levels. What a magnitude exceeds is told by
+// its bits and then that of its sign, so that equal is enough for a negative one.
 template <uint32_t kBits>
 __device__ Code CodeOf(const CodePlan& plan, float x) {
-  constexpr uint32_t kHalf = 1u << (kBits - 1);
-  const bool positive = x > 0.0f;
-  const uint32_t magnitude = (__float_as_uint(x) & 0x7FFFFFFFu) + (positive ? 0 : 1);
-  uint32_t above = kHalf;
-  float level = plan.levels[kHalf];
-#pragma unroll
-  for (uint32_t i = 1; i < kHalf; ++i) {
-    const bool exceeds = magnitude > __float_as_uint(plan.thresholds[kHalf + i]);
-    above = exceeds ? kHalf + i : above;
-    level = exceeds ? plan.levels[kHalf + i] : level;
+  const uint32_t bits = __float_as_uint(x), magnitude = __funnelshift_l(bits, bits, 1);
+  const auto exceeds = [&](float threshold) { return magnitude > __float_as_uint(threshold) << 1; };
+  Code code = {x > 0.0f, false, false, 0.0f};
+  if constexpr (kBits == 2) {
+    code.lower = exceeds(plan.thresholds[3]);
+    code.level = code.lower ? plan.levels[3] : plan.levels[2];
+  } else {
+    code.upper = exceeds(plan.thresholds[6]);
+    code.lower = exceeds(code.upper ? plan.thresholds[7] : plan.thresholds[5]);
+    const float low = code.upper ? plan.levels[6] : plan.levels[4];
+    const float high = code.upper ? plan.levels[7] : plan.levels[5];
+    code.level = code.lower ? high : low;
   }
-  return {positive ? above : 2 * kHalf - 1 - above, positive ? level : -level};
+  return code;
 }
 
 // <y, levels> and <levels, levels>: four sums by a row's number in its run of codes.
 struct RowSums {
-  float dot[4] = {}, square[4] = {};
+  float sums[4] = {};
 
-  __device__ void Add(uint32_t row, float y, float level) {
-    dot[row % 4] = dot[row % 4] + y * level;
-    square[row % 4] = square[row % 4] + level * level;
-  }
-  __device__ static float Total(const float (&x)[4]) { return (x[0] + x[2]) + (x[1] + x[3]); }
-  __device__ float Scale(bool exact, float energy) const {
-    const float d = Total(dot);
-    const float over = exact ? d : Total(square) * static_cast<float>(kDim);
-    return over > 0.0f ? (exact ? energy : d) / over : 0.0f;
-  }
+  __device__ void Add(uint32_t row, float a, float b) { sums[row % 4] = sums[row % 4] + a * b; }
+  __device__ float Total() const { return (sums[0] + sums[2]) + (sums[1] + sums[3]); }
 };
+
+// words->Add(i, code) for all coordinates y, and words->Store(piece) behind each 32 of them;
+// returns the scale.
+template <uint32_t kBits, typename Words>
+__device__ float ChooseCodes(const CodePlan& codes, const CodePlan& spread, bool exact,
+                             float energy, float inverse, const float (&y)[kDim], Words* words) {
+  const auto code_of = [&](uint32_t i) {
+    return CodeOf<kBits>(kBits == 3 && IsSpread(i) ? spread : codes, y[i] * inverse);
+  };
+  RowSums dot;
+#pragma unroll
+  for (uint32_t i = 0; i < kDim; ++i) {
+    const Code code = code_of(i);
+    dot.Add(i, fabsf(y[i]), code.level);  // y and its level have the same sign
+    words->Add(i % 32, code);
+    if (i % 32 == 31) words->Store(i / 32);
+  }
+  float over = dot.Total(), above = energy;
+  if (!exact) {
+    RowSums squares;
+#pragma unroll
+    for (uint32_t i = 0; i < kDim; ++i) {
+      const float level = code_of(i).level;
+      squares.Add(i, level, level);
+    }
+    above = over;
+    over = squares.Total() * static_cast<float>(kDim);
+  }
+  return over > 0.0f ? above / over : 0.0f;
+}
 
 }  // namespace sketchkv::cuda

@@ -97,6 +97,7 @@ struct ScoreArgs {
 
 // The code book of one kind of codes (kernels/code_book.h).
 constexpr uint32_t kTrials = 9;        // units tried
+constexpr uint32_t kBins = 48;         // magnitudes that the search tells apart; more is as much
 constexpr uint32_t kLargestSteps = 3;  // rises of the level with the magnitude, of three bits
 struct CodePlan {
   float levels[8];

@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/ptx.cuh"
 
 // From what is known when a kernel is launched to what is known when it is compiled.
 namespace sketchkv::cuda {
@@ -31,6 +32,19 @@ cudaError_t WithValueKind(const CellPlan& plan, const F& f) {
   return cudaErrorInvalidValue;
 }
 
+template <typename F>
+cudaError_t WithRowType(RowType type, const F& f) {
+  switch (type) {
+    case RowType::kBf16:
+      return f(std::integral_constant<RowType, RowType::kBf16>());
+    case RowType::kFp16:
+      return f(std::integral_constant<RowType, RowType::kFp16>());
+    case RowType::kFp32:
+      return f(std::integral_constant<RowType, RowType::kFp32>());
+  }
+  return cudaErrorInvalidValue;
+}
+
 // shared_bytes: of each thread block, beside what the kernel declares.
 template <typename... Params>
 cudaError_t LaunchKernel(void (*kernel)(Params...), uint32_t blocks, uint32_t threads,
@@ -40,6 +54,23 @@ cudaError_t LaunchKernel(void (*kernel)(Params...), uint32_t blocks, uint32_t th
   if (set != cudaSuccess) return set;
   kernel<<<blocks, threads, shared_bytes, stream>>>(params...);
   return cudaGetLastError();
+}
+
+// The same for `pieces` of work that warps take in turn: as many thread blocks as the card runs at
+// a time, `resident` a processor, or as there is work for.
+template <typename... Params>
+cudaError_t LaunchPersistent(void (*kernel)(Params...), uint32_t pieces, uint32_t resident,
+                             uint32_t shared_bytes, cudaStream_t stream, const Params&... params) {
+  int device = 0, processors = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  }
+  if (error != cudaSuccess) return error;
+  const uint32_t wanted = (pieces + kWarps - 1) / kWarps;
+  const uint32_t most = static_cast<uint32_t>(processors) * resident;
+  return LaunchKernel(kernel, wanted < most ? wanted : most, kThreads, shared_bytes, stream,
+                      params...);
 }
 
 }  // namespace sketchkv::cuda

@@ -39,6 +39,28 @@ __device__ inline void StoreShared(uint32_t shared, uint4 x) {
                : "memory");
 }
 
+__device__ inline void StoreShared(uint32_t shared, uint2 x) {
+  asm volatile("st.shared.v2.u32 [%0], {%1, %2};\n" ::"r"(shared), "r"(x.x), "r"(x.y) : "memory");
+}
+
+// Nothing waits for it.
+__device__ inline void AddShared(uint32_t shared, uint32_t x) {
+  asm volatile("red.shared.add.u32 [%0], %1;\n" ::"r"(shared), "r"(x) : "memory");
+}
+
+// Sets bits if `condition`, in one instruction. In the order written, since a predicate that waits
+// is one of seven.
+__device__ inline void SetIf(bool condition, uint32_t bits, uint32_t* word) {
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.u32 p, %1, 0;\n"
+      "@p or.b32 %0, %0, %2;\n"
+      "}\n"
+      : "+r"(*word)
+      : "r"(static_cast<uint32_t>(condition)), "r"(bits));
+}
+
 // d += a * b, 16 x 32 by 32 x 8. With g = lane / 4 and c = lane % 4, a: rows g and g + 8 of columns
 // 4c..4c+3, then of columns 16 + 4c..; b: rows 4c.. and 16 + 4c.. of column g; d: columns 2c and
 // 2c + 1 of row g, then of row g + 8.

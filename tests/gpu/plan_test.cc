@@ -44,6 +44,22 @@ TEST(GpuPlanTest, TakesTheTunedShapesAndNoOther) {
   EXPECT_FALSE(Takes(layout, request));
 }
 
+TEST(GpuPlanTest, TheSearchTellsApartAllMagnitudesAtWhichLevelsRise) {
+  const auto check = [](const cuda::CodePlan& plan, uint32_t num_steps) {
+    for (uint32_t trial = 0; trial < cuda::kTrials; ++trial) {
+      for (uint32_t step = 0; step < num_steps; ++step) {
+        EXPECT_GT(plan.steps[trial][step].at, 0);
+        EXPECT_LT(plan.steps[trial][step].at, cuda::kBins);
+      }
+    }
+  };
+  const KvLayout layout = Layout(kDim, kDim, 64);
+  const auto three = cuda::MakeCodecPlan(layout, Resolve(Named("qjl3p"), layout));
+  check(three->keys, 3);
+  check(three->spread, 3);
+  check(three->values, 1);
+}
+
 TEST(GpuPlanTest, AScheduleHasEveryStepAndNoMoreThreadBlocksThanFit) {
   const std::vector<cuda::TokenRange> ranges = {{0, 0, 1},     {1, 0, 64},     {2, 63, 65},
                                                 {4, 100, 100}, {4, 0, 100000}, {2000, 1000, 5000}};

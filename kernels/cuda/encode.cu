@@ -55,7 +55,7 @@ __device__ bool IsFinite(uint32_t row, uint32_t channel) {
 // Keeps what the caller must know of keys (0) or values (1).
 template <RowType kType>
 __device__ void Check(const Token& own, uint32_t part, uint32_t row, EncodeArgs::Checks* checks) {
-  const uint32_t mine = own.present() ? LargestBits<kType>(row) : 0;
+  const uint32_t mine = own.present ? LargestBits<kType>(row) : 0;
   uint32_t largest = mine;
 #pragma unroll
   for (uint32_t h = 1; h < kTileTokens; h *= 2) {
@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(kThreads, Part::kBlocksOfProcessor)
   auto* const masks =
       reinterpret_cast<uint32_t*>(bins + (Part::kSearches ? kWarps * Magnitudes::kWords * 4 : 0));
 #pragma unroll
-  for (uint32_t transform = 0; transform < Part::kTransforms; ++transform) {
+  for (uint32_t transform = 0; transform != Part::kTransforms; ++transform) {
     constexpr uint32_t kWords = SignMasks<kType>::kWords;
     for (uint32_t i = threadIdx.x; i < kWords; i += kThreads) {
       masks[transform * kWords + i] =

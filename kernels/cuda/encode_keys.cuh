@@ -104,7 +104,7 @@ __device__ float EncodeKeyCodes(const CodecPlan& plan, const Token& own, const W
   const float inverse = SearchUnit<kBits>(plan.keys, plan.spread, plan.unit_factors,
                                           plan.key_search_dot, plan.key_search_square, y,
                                           energy * static_cast<float>(kDim), Magnitudes(work.bins));
-  std::conditional_t<kBits == 3, ThreeBitWords, TwoBitWords> words(planes, own.present());
+  std::conditional_t<kBits == 3, ThreeBitWords, TwoBitWords> words(planes, own.present);
   return ChooseCodes<kBits>(plan.keys, plan.spread, plan.exact_key_scale, energy, inverse, y,
                             &words);
 }

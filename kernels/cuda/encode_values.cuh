@@ -11,7 +11,7 @@ constexpr float kNegligibleRange = 0x1p-90f;
 class Lines {
  public:
   __device__ Lines(const CellPlan& plan, const Token& own)
-      : present_(own.present()), stored_(own.cell.cell != nullptr) {
+      : present_(own.present), stored_(own.cell.cell != nullptr) {
     if (stored_)
       lines_ = reinterpret_cast<uint32_t*>(own.cell.cell + plan.values) + own.tile * kDim;
   }

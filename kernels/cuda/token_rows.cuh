@@ -20,8 +20,8 @@ struct Token {
   uint32_t index;  // of the cell
   uint32_t tile;   // in it
   uint32_t token;  // of the tile
+  bool present;
 
-  __device__ bool present() const { return token < Left(); }
   // Tokens of the cell from the tile's first on.
   __device__ uint32_t Left() const {
     const uint32_t first = tile * kTileTokens;
@@ -33,7 +33,7 @@ __host__ __device__ inline uint32_t NumPairs(const CellPlan& plan, uint32_t num_
   return (num_cells + (plan.block_tiles_log2 == 0)) << plan.block_tiles_log2 >> 1;
 }
 
-// Of tiles 2 pair (lower lanes) and 2 pair + 1. Nothing waits for the cell before it is looked at.
+// Of tiles 2 pair (lower lanes) and 2 pair + 1.
 __device__ inline Token FindToken(const CellPlan& plan, const CellRows* cells, uint32_t num_cells,
                                   uint32_t pair) {
   const uint32_t lane = threadIdx.x % 32;
@@ -42,7 +42,10 @@ __device__ inline Token FindToken(const CellPlan& plan, const CellRows* cells, u
   t.index = tile >> plan.block_tiles_log2;
   t.tile = tile & ((1u << plan.block_tiles_log2) - 1);
   t.token = lane % kTileTokens;
-  if (t.index < num_cells) t.cell = cells[t.index];
+  if (t.index < num_cells) {
+    t.cell = cells[t.index];
+    t.present = t.token < t.Left();
+  }
   return t;
 }
 

@@ -21,9 +21,10 @@ bool IsLocalAddress(const std::string& address) {
 absl::Status Config::Validate() const {
   if (listen.empty()) return absl::InvalidArgumentError("--listen is empty; it needs HOST:PORT");
   if (!IsLocalAddress(listen) && !insecure) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "--listen is ", listen, ", which other machines may reach, and this server has no TLS; "
-        "give --insecure to serve there all the same"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("--listen is ", listen,
+                     ", which other machines may reach, and this server has no TLS; "
+                     "give --insecure to serve there all the same"));
   }
   if (host_bytes != 0 && host_bytes < (1 << 20)) {
     return absl::InvalidArgumentError(
@@ -65,6 +66,9 @@ absl::Status Config::Validate() const {
   if (std::find(std::begin(levels), std::end(levels), log_level) == std::end(levels)) {
     return absl::InvalidArgumentError(absl::StrCat(
         "--log-level is ", log_level, "; it needs one of ", absl::StrJoin(levels, ", ")));
+  }
+  if (spin_us.value_or(0) > 100000) {
+    return absl::InvalidArgumentError(absl::StrCat("--spin-us is ", *spin_us, "; at most 100000"));
   }
   if (max_queued == 0) return absl::InvalidArgumentError("--max-queued is 0; it needs at least 1");
   if (max_timeout_ms == 0) {

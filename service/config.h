@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -24,6 +25,9 @@ struct Config {
   uint64_t shm_bytes = 0;         // of all clients' shared memory; 0: as inflight_bytes
   uint64_t shm_client_bytes = uint64_t{256} << 20;  // of one client's
   uint32_t threads = 0;           // of the executor; 0: one a core
+  // For so long an idle thread looks for work before it sleeps; none: 500 with a card and at least 8
+  // threads, else 0.
+  std::optional<uint32_t> spin_us;
   uint32_t max_queued = 4096;     // requests that may wait for a thread
   uint32_t max_timeout_ms = 60000;
   uint32_t drain_ms = 10000;      // for calls under way at SIGTERM

@@ -65,6 +65,9 @@ void AddFlags(CLI::App* app, Config* config) {
   app->add_option("--shm-client-bytes", config->shm_client_bytes, "shared memory of one client")
       ->transform(CLI::AsSizeValue(false));
   app->add_option("--threads", config->threads, "threads that compute; 0: one a core");
+  app->add_option(
+      "--spin-us", config->spin_us,
+      "for which one idle thread looks for work before it sleeps; it keeps a core busy");
   app->add_option("--max-queued", config->max_queued, "requests that may wait for a thread");
   app->add_option("--max-timeout-ms", config->max_timeout_ms, "of one request");
   app->add_option("--drain-ms", config->drain_ms, "for calls under way at SIGTERM");
@@ -122,6 +125,13 @@ absl::StatusOr<std::unique_ptr<Gpu>> OpenCard(const Config& config) {
   if (gpu.ok() || config.gpu != "auto" || !absl::IsNotFound(gpu.status())) return gpu;
   spdlog::info("no gpu tier: {}", std::string(gpu.status().message()));
   return nullptr;
+}
+
+// A card answers sooner than a thread wakes up; with few cores there is none to spare.
+std::chrono::microseconds SpinTime(const Config& config, bool has_gpu, uint32_t threads) {
+  constexpr uint32_t kDefaultUs = 500, kManyThreads = 8;
+  const uint32_t by_default = has_gpu && threads >= kManyThreads ? kDefaultUs : 0;
+  return std::chrono::microseconds(config.spin_us.value_or(by_default));
 }
 
 std::unique_ptr<Tier> TierOf(const Gpu* gpu, uint64_t host_bytes) {
@@ -188,7 +198,8 @@ int Serve(const Config& config, const sigset_t& signals) {
   if (!gpu.ok()) return Fail(gpu.status());
   BlockPool pool({.budget_bytes = host_bytes}, &clock, TierOf(gpu->get(), host_bytes));
   ModelRegistry models(*isa);
-  ThreadExecutor executor(threads, config.max_queued, &clock);
+  ThreadExecutor executor(threads, config.max_queued, &clock,
+                          SpinTime(config, *gpu != nullptr, threads));
   std::optional<GpuTier> gpu_tier;
   if (*gpu != nullptr) gpu_tier.emplace(gpu->get(), &pool, &models);
   Engine engine(&models, &pool, &executor, gpu_tier ? &*gpu_tier : nullptr);

@@ -46,8 +46,9 @@ struct ThreadExecutor::Loop {
   CondVar finished;
 };
 
-ThreadExecutor::ThreadExecutor(size_t num_threads, size_t max_queued, const Clock* clock)
-    : num_threads_(num_threads), max_queued_(max_queued), clock_(clock) {
+ThreadExecutor::ThreadExecutor(size_t num_threads, size_t max_queued, const Clock* clock,
+                               std::chrono::microseconds spin)
+    : num_threads_(num_threads), max_queued_(max_queued), clock_(clock), spin_(spin) {
   for (size_t i = 0; i < num_threads; ++i) threads_.emplace_back([this] { Work(); });
 }
 
@@ -67,6 +68,10 @@ absl::Status ThreadExecutor::Submit(Task task) {
       delayed_.emplace(std::chrono::steady_clock::now() + task.delay, std::move(task));
     } else {
       queue_.push_back(std::move(task));
+      if (spinning_) {
+        arrived_.store(true, std::memory_order_release);
+        return absl::OkStatus();
+      }
     }
   }
   wake_.NotifyOne();
@@ -80,6 +85,7 @@ void ThreadExecutor::ParallelFor(size_t count, const std::function<void(size_t)>
   {
     MutexLock lock(&mu_);
     loops_.push_back(loop);
+    if (spinning_) arrived_.store(true, std::memory_order_release);
   }
   // As many as there are other indices; the rest would find nothing left.
   for (size_t i = 0; i < std::min(count - 1, num_threads_); ++i) wake_.NotifyOne();
@@ -105,6 +111,7 @@ void ThreadExecutor::Work() {
     {
       MutexLock lock(&mu_);
       Queue(std::chrono::steady_clock::now());
+      if (queue_.empty() && loops_.empty()) Spin();
       while (!stopping_ && queue_.empty() && loops_.empty()) {
         if (delayed_.empty()) {
           wake_.Wait(&mu_);
@@ -136,6 +143,21 @@ void ThreadExecutor::Work() {
     MutexLock lock(&mu_);
     if (--running_ == 0 && queue_.empty() && delayed_.empty()) idle_.NotifyAll();
   }
+}
+
+void ThreadExecutor::Spin() {
+  if (spin_.count() == 0 || spinning_ || stopping_ || !delayed_.empty()) return;
+  spinning_ = true;
+  arrived_.store(false, std::memory_order_relaxed);
+  mu_.Unlock();
+  const auto until = std::chrono::steady_clock::now() + spin_;
+  while (!arrived_.load(std::memory_order_acquire) && std::chrono::steady_clock::now() < until) {
+    std::this_thread::yield();
+  }
+  mu_.Lock();
+  spinning_ = false;
+  // More may have come than this thread takes.
+  for (size_t i = 1; i < queue_.size(); ++i) wake_.NotifyOne();
 }
 
 void ThreadExecutor::RunOrDrop(Task task) {

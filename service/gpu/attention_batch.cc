@@ -69,6 +69,11 @@ size_t AttentionBatch::Launch::rows() const {
   return sequences.size() * query().head_count * sequences.front().piece.num_rows();
 }
 
+bool AttentionBatch::Launch::answers_host() const {
+  return std::all_of(sequences.begin(), sequences.end(),
+                     [](const Sequence& sequence) { return sequence.piece.place == Place::kHost; });
+}
+
 bool AttentionBatch::Add(const Piece& piece) {
   const KvLayout& layout = piece.job->query.model->layout();
   const size_t rows = size_t{piece.num_rows()} * piece.num_pairs();
@@ -206,10 +211,12 @@ absl::Status AttentionBatch::Start(const Launch& launch) {
       .head_count = query.head_count,
       .queries = reinterpret_cast<const float*>(lane_->device(launch.queries)),
       .num_queries = first.num_rows()};
+  const auto answer = [&](size_t offset) {
+    std::byte* const at = launch.answers_host() ? lane_->host(offset) : lane_->device(offset);
+    return reinterpret_cast<float*>(at);
+  };
   return first.model->layer(query.layer)
-      .Attend(lane_, queries, first.job->options,
-              reinterpret_cast<float*>(lane_->device(launch.out)),
-              reinterpret_cast<float*>(lane_->device(launch.lse)));
+      .Attend(lane_, queries, first.job->options, answer(launch.out), answer(launch.lse));
 }
 
 absl::Status AttentionBatch::CopyAnswersOnCard(const Launch& launch) {
@@ -280,7 +287,10 @@ absl::Status AttentionBatch::Run() {
   SKETCHKV_RETURN_IF_ERROR(CopyTablesUp());
   for (const Launch& launch : launches_) SKETCHKV_RETURN_IF_ERROR(Start(launch));
   for (const Launch& launch : launches_) SKETCHKV_RETURN_IF_ERROR(CopyAnswersOnCard(launch));
-  SKETCHKV_RETURN_IF_ERROR(lane_->Down(queries_end_, staging_bytes_));
+  for (const Launch& launch : launches_) {
+    if (launch.answers_host()) continue;
+    SKETCHKV_RETURN_IF_ERROR(lane_->Down(launch.out, launch.lse + launch.rows() * sizeof(float)));
+  }
   SKETCHKV_RETURN_IF_ERROR(lane_->Wait());
   done_ = true;
   for (const Launch& launch : launches_) {

@@ -57,6 +57,8 @@ class AttentionBatch {
 
     [[nodiscard]] bool Takes(const Piece& piece) const;
     [[nodiscard]] const GpuQuery& query() const { return sequences.front().piece.job->query; }
+    // No piece's answer is wanted on the card, so that kernels write to the host's memory.
+    [[nodiscard]] bool answers_host() const;
     [[nodiscard]] const KvLayout& layout() const { return query().model->layout(); }
     [[nodiscard]] size_t rows() const;  // of all sequences and kv heads
   };

@@ -13,16 +13,18 @@ namespace {
 
 constexpr size_t kAttentionLanes = 2;
 constexpr size_t kCopyLanes = 2;
+// One block has too little work to fill a card.
+constexpr size_t kCodecLanes = 8;
 // Of the tier: never one huge allocation, which is slow to make and, where memory is scattered,
 // fails first.
 constexpr uint64_t kChunkBytes = uint64_t{1} << 30;
 // For CUDA's own needs and what other processes ask for at the same time.
 constexpr uint64_t kSpareBytes = uint64_t{256} << 20;
 
-absl::StatusOr<std::unique_ptr<Lanes>> CreateLanes(size_t count, uint32_t multiprocessors) {
+absl::StatusOr<std::unique_ptr<Lanes>> CreateLanes(size_t count, const Lane::Options& options) {
   std::vector<std::unique_ptr<Lane>> lanes;
   for (size_t i = 0; i < count; ++i) {
-    SKETCHKV_ASSIGN_OR_RETURN(std::unique_ptr<Lane> lane, Lane::Create(multiprocessors));
+    SKETCHKV_ASSIGN_OR_RETURN(std::unique_ptr<Lane> lane, Lane::Create(options));
     lanes.push_back(std::move(lane));
   }
   return std::make_unique<Lanes>(std::move(lanes));
@@ -51,8 +53,11 @@ absl::StatusOr<std::unique_ptr<CudaGpu>> CudaGpu::Open(const GpuOptions& options
                                             "; it needs 8.0"));
   }
   const auto multiprocessors = static_cast<uint32_t>(properties.multiProcessorCount);
-  SKETCHKV_ASSIGN_OR_RETURN(gpu->attention_lanes_, CreateLanes(kAttentionLanes, multiprocessors));
-  SKETCHKV_ASSIGN_OR_RETURN(gpu->copy_lanes_, CreateLanes(kCopyLanes, multiprocessors));
+  SKETCHKV_ASSIGN_OR_RETURN(
+      gpu->attention_lanes_,
+      CreateLanes(kAttentionLanes, {.multiprocessors = multiprocessors, .attends = true}));
+  SKETCHKV_ASSIGN_OR_RETURN(gpu->copy_lanes_, CreateLanes(kCopyLanes, {}));
+  SKETCHKV_ASSIGN_OR_RETURN(gpu->codec_lanes_, CreateLanes(kCodecLanes, {}));
   SKETCHKV_ASSIGN_OR_RETURN(gpu->tables_, BlockTables::Create(kAttentionLanes));
   gpu->attention_ = std::make_unique<AttentionQueue>(gpu->attention_lanes_.get(),
                                                      gpu->tables_.get(), options.batch_delay);
@@ -125,13 +130,13 @@ absl::Status CudaGpu::Score(std::span<const GpuScores> jobs) {
 absl::Status CudaGpu::Encode(const GpuPart& part, Place place, const std::byte* payload) {
   if (place == Place::kHost) return absl::UnimplementedError("encoding on the card from the host");
   SKETCHKV_RETURN_IF_ERROR(UseDevice());
-  const Lanes::Hold lane = copy_lanes_->Take();
+  const Lanes::Hold lane = codec_lanes_->Take();
   return EncodeOn(&*lane, *models_.Get(*part.model), part, payload);
 }
 
 absl::Status CudaGpu::Decode(const GpuPart& part, DType dtype, std::byte* payload) {
   SKETCHKV_RETURN_IF_ERROR(UseDevice());
-  const Lanes::Hold lane = copy_lanes_->Take();
+  const Lanes::Hold lane = codec_lanes_->Take();
   return DecodeOn(&*lane, *models_.Get(*part.model), part, dtype, payload);
 }
 

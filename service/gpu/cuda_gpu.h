@@ -46,7 +46,8 @@ class CudaGpu final : public Gpu {
   std::vector<DeviceBuffer> tier_;
   GpuModels models_;
   std::unique_ptr<Lanes> attention_lanes_;
-  std::unique_ptr<Lanes> copy_lanes_;  // of copies, encoding and decoding
+  std::unique_ptr<Lanes> copy_lanes_;
+  std::unique_ptr<Lanes> codec_lanes_;
   std::unique_ptr<BlockTables> tables_;
   std::unique_ptr<AttentionQueue> attention_;
   const SteadyClock clock_;

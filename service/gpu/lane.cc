@@ -13,7 +13,7 @@ constexpr std::chrono::microseconds kSpin{300};
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Lane>> Lane::Create(uint32_t multiprocessors) {
+absl::StatusOr<std::unique_ptr<Lane>> Lane::Create(const Options& options) {
   std::unique_ptr<Lane> lane(new Lane);
   SKETCHKV_RETURN_IF_CUDA_ERROR(cudaStreamCreateWithFlags(&lane->stream_, cudaStreamNonBlocking));
   for (cudaEvent_t& done : lane->done_) {
@@ -22,9 +22,10 @@ absl::StatusOr<std::unique_ptr<Lane>> Lane::Create(uint32_t multiprocessors) {
   }
   SKETCHKV_ASSIGN_OR_RETURN(lane->pinned_, PinnedBuffer::Create(kStagingBytes));
   SKETCHKV_ASSIGN_OR_RETURN(lane->device_, DeviceBuffer::Create(kStagingBytes));
+  if (!options.attends) return lane;
   SKETCHKV_ASSIGN_OR_RETURN(lane->pinned_tables_,
                             PinnedBuffer::Create(kTableBlocks * sizeof(const uint8_t*)));
-  lane->multiprocessors_ = multiprocessors;
+  lane->multiprocessors_ = options.multiprocessors;
   SKETCHKV_ASSIGN_OR_RETURN(lane->partials_, DeviceBuffer::Create(kPartialFloats * sizeof(float)));
   SKETCHKV_ASSIGN_OR_RETURN(lane->prepared_, DeviceBuffer::Create(kPreparedFloats * sizeof(float)));
   SKETCHKV_ASSIGN_OR_RETURN(lane->turned_, DeviceBuffer::Create(kTurnedFloats * sizeof(float)));

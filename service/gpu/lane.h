@@ -30,8 +30,11 @@ class Lane {
   // Blocks of tables that are for one batch only.
   static constexpr uint32_t kTableBlocks = uint32_t{1} << 20;
 
-  // `multiprocessors`: of the card.
-  [[nodiscard]] static absl::StatusOr<std::unique_ptr<Lane>> Create(uint32_t multiprocessors);
+  struct Options {
+    uint32_t multiprocessors = 0;  // of the card; of lanes that attend
+    bool attends = false;          // else there are no tables, partials and so on
+  };
+  [[nodiscard]] static absl::StatusOr<std::unique_ptr<Lane>> Create(const Options& options);
   ~Lane();
   Lane(const Lane&) = delete;
   Lane& operator=(const Lane&) = delete;

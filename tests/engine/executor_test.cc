@@ -55,6 +55,42 @@ TEST(ExecutorTest, RunsWhatWasSubmitted) {
   EXPECT_EQ(ran, 100);
 }
 
+TEST(ExecutorTest, SpinningThreadTakesWhatComesAndNothingIsForgotten) {
+  FakeClock clock;
+  ThreadExecutor executor(3, 100, &clock, /*spin=*/std::chrono::milliseconds(20));
+  for (int round = 0; round < 50; ++round) {
+    std::atomic<int> left{8};
+    Gate all;
+    // Tasks that come while one thread spins: it is told, and wakes the others for the rest.
+    for (int i = 0; i < 4; ++i) {
+      SKETCHKV_ASSERT_OK(executor.Submit(MakeTask(
+          [&] {
+            executor.ParallelFor(2, [&](size_t) {
+              if (--left == 0) all.Open();
+            });
+          },
+          NeverDropped)));
+    }
+    all.Wait();
+    ASSERT_TRUE(executor.GetStats().queued == 0);
+  }
+}
+
+TEST(ExecutorTest, TasksWaitingForEachOtherRunAtOnceWhileAThreadSpins) {
+  FakeClock clock;
+  ThreadExecutor executor(2, 100, &clock, /*spin=*/std::chrono::seconds(1));
+  Gate first, second;
+  std::this_thread::sleep_for(std::chrono::milliseconds(5));  // one thread spins now
+  SKETCHKV_ASSERT_OK(executor.Submit(MakeTask(
+      [&] {
+        second.Wait();
+        first.Open();
+      },
+      NeverDropped)));
+  SKETCHKV_ASSERT_OK(executor.Submit(MakeTask([&] { second.Open(); }, NeverDropped)));
+  first.Wait();
+}
+
 TEST(ExecutorTest, ADelayedTaskRunsAfterItsDelay) {
   FakeClock clock;
   ThreadExecutor executor(1, 2, &clock);

@@ -67,11 +67,12 @@ absl::Status GpuTier::WriteBack(const ReadPins& pins, size_t index) {
   };
   if (model == nullptr || failed_) return lost();
   MutexLock lock(&write_back_mu_);
-  SKETCHKV_ASSIGN_OR_RETURN(const ReadPins now, pool_->Pin(*pinned.key));
-  if (!now[0].host_stale) return absl::OkStatus();
+  // Of the block that is pinned: another may have its key by now, and an orphan is not found by it.
+  SKETCHKV_ASSIGN_OR_RETURN(const bool stale, pool_->IsStale(pins, index));
+  if (!stale) return absl::OkStatus();
   // The pool shows bytes that do not change; these are not shown to anybody yet.
   auto* const host = const_cast<std::byte*>(pinned.bytes.data());
-  const absl::Status copied = gpu_->CopyToHost({now[0].gpu, pinned.bytes.size()}, host);
+  const absl::Status copied = gpu_->CopyToHost({pinned.gpu, pinned.bytes.size()}, host);
   if (!copied.ok()) {
     Fail(copied);
     return lost();
@@ -81,7 +82,7 @@ absl::Status GpuTier::WriteBack(const ReadPins& pins, size_t index) {
     pool_->Discard(*pinned.key);
     return verified;
   }
-  pool_->MarkWritten(now, 0);
+  pool_->MarkWritten(pins, index);
   return absl::OkStatus();
 }
 

@@ -35,8 +35,9 @@ class GpuTier {
   // and no block has a copy there.
   void CopyUp(const Model& model, std::span<const WriteHandle::Cell> cells,
               std::span<const std::byte> host_slot, std::byte* gpu_slot);
-  // Makes the host's bytes of a pinned block those that the card has. NOT_FOUND: the card failed,
-  // and the block is lost; DATA_LOSS: what came from the card is damaged, and the block dropped.
+  // Makes the host's bytes of a pinned block those that the card has. NOT_FOUND: it was deleted, or
+  // the card failed and the block is lost; DATA_LOSS: what came from the card is damaged, and the
+  // block dropped.
   [[nodiscard]] absl::Status WriteBack(const ReadPins& pins, size_t index);
   // Blocks of the target that the host answered are to be copied to the card.
   void NoteUse(const AttentionTarget& target);

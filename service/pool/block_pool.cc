@@ -192,6 +192,10 @@ ReadPins BlockPool::PinStale(size_t limit) {
   return state_->Hold(state_->table.copies().Stale(limit));
 }
 
+absl::StatusOr<bool> BlockPool::IsStale(const ReadPins& pins, size_t i) const {
+  return state_->IsStale(pins, i);
+}
+
 void BlockPool::MarkWritten(const ReadPins& stale, size_t i) { state_->MarkWritten(stale, i); }
 
 size_t BlockPool::CloseGpu() {

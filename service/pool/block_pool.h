@@ -118,6 +118,9 @@ class BlockPool {
   // which is no use of them. They come again until MarkWritten says of block `i` of these pins that
   // all its bytes were written to bytes().
   [[nodiscard]] ReadPins PinStale(size_t limit);
+  // Whether the host bytes of block `i` of these pins are stale now. NOT_FOUND: it was deleted, or
+  // lost with the GPU, since it was pinned; another may have its key.
+  [[nodiscard]] absl::StatusOr<bool> IsStale(const ReadPins& pins, size_t i) const;
   void MarkWritten(const ReadPins& stale, size_t i);
   // The GPU failed: nothing has a copy from now on, and nothing gets one. Blocks with stale host
   // bytes are lost: they go as by Discard, with their subtrees. Returns how many. Pins that show

@@ -74,6 +74,14 @@ void PoolState::Unpin(const std::vector<Entry*>& blocks) {
   for (Entry* entry : blocks) table.DropRef(entry);
 }
 
+absl::StatusOr<bool> PoolState::IsStale(const ReadPins& pins, size_t i) const {
+  MutexLock lock(&mu);
+  const Entry* const entry = pins.pinned_->blocks[i];
+  if (!entry->hidden) return entry->host_stale != 0;
+  return absl::NotFoundError(
+      absl::StrFormat("block %s was deleted, or lost with the GPU", entry->key.hash.ToHex()));
+}
+
 void PoolState::MarkWritten(const ReadPins& stale, size_t i) {
   MutexLock lock(&mu);
   table.copies().MarkWritten(stale.pinned_->blocks[i]);

@@ -31,6 +31,7 @@ class PoolState {
   void EndClaim(WriteHandle::Claim* claim);
   [[nodiscard]] std::vector<PromotionHandle> ReservePromotions(std::span<const BlockKey> keys);
   bool EndPromotion(const PromotionHandle::Promotion& promotion, bool copied);
+  [[nodiscard]] absl::StatusOr<bool> IsStale(const ReadPins& pins, size_t i) const;
   void MarkWritten(const ReadPins& stale, size_t i);
   void Unpin(const std::vector<Entry*>& blocks);
 

@@ -169,6 +169,31 @@ TEST(GpuMemoryTest, PartsFromBothPlacesMakeOneBlock) {
   f.ExpectSameCells(1);
 }
 
+TEST(GpuMemoryTest, AnOrphanOnTheCardAloneIsWrittenBack) {
+  Fixture f;
+  Engine::PutRequest request = f.OnGpu(2, RandomPart(*f.model, {}, kLayout.block_tokens, 2));
+  request.parent = TestHash(1);
+  SKETCHKV_ASSERT_OK(f.engine.Put(0, request));
+  f.tier.Maintain();
+  EXPECT_EQ(f.pool.GetStats().stale_blocks, 0);
+  f.PutBoth(1);
+  SKETCHKV_ASSERT_OK(f.host.Put(0, f.OnHost(2, RandomPart(*f.model, {}, kLayout.block_tokens, 2))));
+  f.ExpectSameCells(2);
+}
+
+TEST(GpuMemoryTest, ABlockThatIsPutAnewIsNotWrittenBackInPlaceOfTheOneThatWasDeleted) {
+  Fixture f;
+  f.PutBoth(1);
+  const BlockKey key{.fingerprint = f.model->fingerprint, .hash = TestHash(1)};
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const ReadPins deleted, f.pool.Pin(key));
+  ASSERT_EQ(f.engine.Delete(0, *f.model, std::vector<BlockHash>{TestHash(1)}), 1);
+  SKETCHKV_ASSERT_OK(
+      f.engine.Put(0, f.OnGpu(1, RandomPart(*f.model, {}, kLayout.block_tokens, 1))));
+  EXPECT_THAT(f.tier.WriteBack(deleted, 0), StatusIs(absl::StatusCode::kNotFound));
+  EXPECT_TRUE(f.pool.Pin(key).value()[0].host_stale);
+  f.ExpectSameCells(1);
+}
+
 TEST(GpuMemoryTest, ModelsThatTheCardDoesNotTakeGoOverTheHost) {
   Fixture f;
   f.gpu.takes = [](const Model&) { return false; };

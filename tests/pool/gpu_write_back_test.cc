@@ -83,6 +83,22 @@ TEST_F(GpuWriteBackTest, ADeletedStaleBlockIsNotWrittenBackAndItsPinStillReadsIt
   EXPECT_TRUE(HoldsPattern(CopyOf(pins[0])));
 }
 
+TEST_F(GpuWriteBackTest, StalenessIsToldOfThePinnedBlockNotOfItsKey) {
+  SKETCHKV_ASSERT_OK(PutStale(*pool_, GpuRequest(0)));
+  SKETCHKV_ASSERT_OK(PutStale(*pool_, GpuRequest(2, 1)));
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const ReadPins pins, pool_->Pin(KeyOf(0)));
+  const ReadPins stale = pool_->PinStale(10);
+  ASSERT_EQ(stale.size(), 2u) << "an orphan too";
+  EXPECT_TRUE(*pool_->IsStale(stale, 1));
+  EXPECT_TRUE(*pool_->IsStale(pins, 0));
+  WriteBack(*pool_, stale);
+  EXPECT_FALSE(*pool_->IsStale(stale, 1));
+  EXPECT_FALSE(*pool_->IsStale(pins, 0));
+  SKETCHKV_ASSERT_OK(pool_->Delete(KeyOf(0)));
+  SKETCHKV_ASSERT_OK(PutStale(*pool_, GpuRequest(0)));
+  EXPECT_THAT(pool_->IsStale(pins, 0), StatusIs(Code::kNotFound, {HashOf(0).ToHex()}));
+}
+
 TEST_F(GpuWriteBackTest, ABlockWithoutACopyCannotBeStale) {
   SKETCHKV_ASSERT_OK_AND_ASSIGN(WriteHandle handle, pool_->Reserve(RequestFor(1, std::nullopt)));
   const std::vector<uint32_t> checksums = FillClaimed(handle, KeyOf(1));

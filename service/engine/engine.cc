@@ -91,6 +91,7 @@ absl::StatusOr<std::shared_ptr<const AttentionTarget>> Engine::Resolve(
     return absl::InvalidArgumentError(absl::StrCat(
         "lease_id ", item.lease_id, " is of another model than ", request.model->name));
   }
+  if (!use_gpu) SKETCHKV_RETURN_IF_ERROR(BringToHost(*target->pins));
   const uint64_t tokens = target->pins->token_begin().back();
   if (tokens > kMaxTargetTokens) {
     return absl::InvalidArgumentError(
@@ -194,8 +195,16 @@ absl::StatusOr<uint64_t> Engine::Unregister(uint32_t tenant, const std::string& 
 
 absl::StatusOr<ReadPins> Engine::PinForHost(const BlockKey& key) {
   SKETCHKV_ASSIGN_OR_RETURN(ReadPins pins, pool_->Pin(key));
-  if (pins[0].host_stale) SKETCHKV_RETURN_IF_ERROR(gpu_->WriteBack(pins, 0));
+  SKETCHKV_RETURN_IF_ERROR(BringToHost(pins));
   return pins;
+}
+
+absl::Status Engine::BringToHost(const ReadPins& pins) {
+  if (!pins.any_host_stale()) return absl::OkStatus();
+  for (size_t i = 0; i < pins.size(); ++i) {
+    if (pins[i].host_stale) SKETCHKV_RETURN_IF_ERROR(gpu_->WriteBack(pins, i));
+  }
+  return absl::OkStatus();
 }
 
 size_t Engine::Scrub(uint64_t* cursor, size_t limit) {

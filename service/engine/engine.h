@@ -167,6 +167,8 @@ class Engine {
   absl::Status QueriesToHost(AttentionRequest* request, std::vector<float>* queries);
   // Pins one block with its bytes on the host.
   absl::StatusOr<ReadPins> PinForHost(const BlockKey& key);
+  // Writes back those that are on the card alone. Errors as GpuTier::WriteBack.
+  absl::Status BringToHost(const ReadPins& pins);
   // Whether the payload fits where it is to go: INVALID_ARGUMENT with both numbers.
   static absl::Status CheckRoom(const GetRequest& request, uint64_t bytes);
   // DATA_LOSS when a cell of the block was stored with another checksum.

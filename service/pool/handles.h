@@ -72,6 +72,8 @@ class ReadPins {
   // Where each block lies on the GPU, null where it does not; parallel to bytes(). A block may get
   // a place there while it is pinned, but not lose the one that is shown here.
   [[nodiscard]] std::span<std::byte* const> gpu() const;
+  // Whether any block's `host_stale` is set; looks at no block.
+  [[nodiscard]] bool any_host_stale() const;
   // Tokens before each block, and of all at last: [size() + 1]. Made at the first call and kept, so
   // that a decode loop over a lease does not visit thousands of blocks for every layer.
   // Thread-safe.

@@ -63,6 +63,7 @@ ReadPins PoolState::Hold(std::vector<Entry*> blocks) {
     pinned->gpu.push_back(table.copies().View(entry).data());
     pinned->host_stale.push_back(entry->host_stale != 0);
     pinned->any_on_gpu |= entry->on_gpu != 0;
+    pinned->any_host_stale |= entry->host_stale != 0;
     pinned->all_on_both &= entry->on_gpu && !entry->host_stale;
   }
   pinned->blocks = std::move(blocks);
@@ -179,6 +180,8 @@ std::span<std::byte* const> ReadPins::gpu() const {
   if (pinned_ == nullptr) return {};
   return pinned_->gpu;
 }
+
+bool ReadPins::any_host_stale() const { return pinned_ != nullptr && pinned_->any_host_stale; }
 
 std::span<const uint64_t> ReadPins::token_begin() const {
   static constexpr uint64_t kNone[] = {0};

@@ -99,6 +99,7 @@ struct ReadPins::Pinned {
   std::vector<std::byte*> gpu;  // null: none
   std::vector<bool> host_stale;
   bool any_on_gpu = false;
+  bool any_host_stale = false;
   bool all_on_both = true;  // all on the GPU, and no host bytes stale
   std::once_flag counted;
   std::vector<uint64_t> token_begin;  // after `counted`

@@ -336,6 +336,19 @@ TEST(GpuMemoryTest, AttentionOnTheCardAnswersAsOnTheHost) {
   EXPECT_EQ((*on_gpu)[0].logits, (*scores)[0].logits);
 }
 
+TEST(GpuMemoryTest, HostAttendsBlocksOnTheCardAloneOnceThatDoesNotTakeTheModelAnyMore) {
+  Fixture f;
+  f.PutBoth(1);
+  f.PutBoth(2, 1);
+  ASSERT_EQ(f.pool.GetStats().stale_blocks, 2);
+  f.gpu.takes = [](const Model&) { return false; };
+  const AttentionRequest request = f.Attention(2);
+  std::vector<float> theirs(AnswerFloats(request));
+  SKETCHKV_ASSERT_OK(f.host.Attend(0, request, theirs));
+  EXPECT_EQ(f.Attend(request), theirs);
+  EXPECT_EQ(f.gpu.attentions, 0);
+}
+
 TEST(GpuMemoryTest, AttentionOverBlocksOfBothTiersGoesOverTheHost) {
   Fixture f(1);
   f.PutBoth(1);

@@ -124,15 +124,15 @@ void GpuTier::Promote() {
   wants_notes_ = true;
   for (PromotionHandle& promotion : pool_->ReservePromotions(keys)) {
     if (failed_) return;
-    const BlockKey& key = promotion.key();
-    const std::shared_ptr<const Model> model = models_->Find(key.tenant, key.fingerprint);
-    const absl::StatusOr<ReadPins> pins = pool_->Pin(key);
-    if (model == nullptr || !pins.ok()) continue;  // went meanwhile
-    if (!Verify(*model, (*pins)[0], promotion.bytes()).ok()) {
-      pool_->Discard(key);
+    const BlockView block = promotion.block();
+    const std::shared_ptr<const Model> model =
+        models_->Find(block.key->tenant, block.key->fingerprint);
+    if (model == nullptr) continue;  // unregistered meanwhile
+    if (!Verify(*model, block, block.bytes).ok()) {
+      pool_->Discard(*block.key);
       continue;
     }
-    const absl::Status copied = gpu_->CopyToGpu(promotion.bytes(), promotion.gpu_slot().data());
+    const absl::Status copied = gpu_->CopyToGpu(block.bytes, promotion.gpu_slot().data());
     if (!copied.ok()) return Fail(copied);
     (void)promotion.Commit();
   }

@@ -95,9 +95,9 @@ class PromotionHandle {
   PromotionHandle& operator=(PromotionHandle&&) noexcept;
   ~PromotionHandle();
 
-  [[nodiscard]] const BlockKey& key() const;
-  // What to copy [slot_bytes], and the addresses in the second tier where to.
-  [[nodiscard]] std::span<const std::byte> bytes() const;
+  // What to copy, which has no copy yet, and the addresses in the second tier where to
+  // [slot_bytes].
+  [[nodiscard]] BlockView block() const;
   [[nodiscard]] std::span<std::byte> gpu_slot() const;
 
   // All bytes are there: pins from now on show them. False: the block was deleted or the GPU closed

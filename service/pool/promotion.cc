@@ -46,8 +46,13 @@ PromotionHandle::~PromotionHandle() {
   if (promotion_ != nullptr) promotion_->pool->EndPromotion(*promotion_, /*copied=*/false);
 }
 
-const BlockKey& PromotionHandle::key() const { return promotion_->entry->key; }
-std::span<const std::byte> PromotionHandle::bytes() const { return promotion_->bytes; }
+BlockView PromotionHandle::block() const {
+  const Entry& entry = *promotion_->entry;
+  return {.key = &entry.key,
+          .bytes = promotion_->bytes,
+          .cell_checksums = entry.cells->checksums(),
+          .num_tokens = entry.cells->num_tokens};
+}
 std::span<std::byte> PromotionHandle::gpu_slot() const { return promotion_->gpu_slot; }
 
 bool PromotionHandle::Commit() {

@@ -230,6 +230,34 @@ TEST(GpuTierTest, LeasedChainIsAnsweredOnTheCardOnceItIsThere) {
   EXPECT_EQ(f.gpu.attentions, 1);
 }
 
+TEST(GpuTierTest, PromotionDoesNotDropABlockThatIsPutAnewMeanwhile) {
+  GpuEngine f(kBlocks);
+  f.gpu.takes = [](const Model&) { return false; };
+  f.PutChain(1, 2);
+  const auto put_anew = [&f] {
+    f.gpu.on_copy_up = nullptr;
+    ASSERT_EQ(f.engine.Delete(0, *f.model, std::vector<BlockHash>{TestHash(2)}), 1);
+    const RawPart other = RandomPart(*f.model, {}, kBlockTokens, 99);
+    SKETCHKV_ASSERT_OK(f.engine.Put(0, {.model = f.model,
+                                        .hash = TestHash(2),
+                                        .parent = TestHash(1),
+                                        .part = other.layout,
+                                        .payload = Bytes(other.payload)}));
+  };
+  AttentionRequest request{.model = f.model, .queries_per_kv_head = 2, .items = {f.Item(2)}};
+  const std::vector<float> queries(3 * 2 * 2 * kLayout.head_dim, 0.5f);
+  request.queries = queries;
+  std::vector<float> answer(AnswerFloats(request));
+  f.gpu.takes = [](const Model&) { return true; };
+  ASSERT_THAT(f.engine.Attend(0, request, answer), IsOk());
+  f.gpu.takes = [](const Model&) { return false; };
+  f.gpu.on_copy_up = put_anew;  // of block 1, while block 2 waits
+  f.tier.Maintain();
+  EXPECT_EQ(f.pool.GetStats().promoted_total, 1);
+  EXPECT_EQ(f.pool.GetStats().discarded_total, 0);
+  EXPECT_THAT(f.engine.Attend(0, request, answer), IsOk());
+}
+
 TEST(GpuTierTest, DamagedBlockIsDroppedInsteadOfPromoted) {
   GpuEngine f(kBlocks);
   f.gpu.takes = [](const Model&) { return false; };

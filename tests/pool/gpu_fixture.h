@@ -59,7 +59,7 @@ inline void WriteBack(BlockPool& pool, const ReadPins& stale) {
 }
 
 inline bool FinishPromotion(PromotionHandle handle) {
-  std::memcpy(handle.gpu_slot().data(), handle.bytes().data(), handle.bytes().size());
+  std::memcpy(handle.gpu_slot().data(), handle.block().bytes.data(), handle.block().bytes.size());
   return handle.Commit();
 }
 

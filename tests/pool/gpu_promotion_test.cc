@@ -20,10 +20,10 @@ TEST_F(GpuPromotionTest, ACommittedPromotionIsShownByTheNextPin) {
   const BlockKey keys[] = {KeyOf(0), KeyOf(1)};
   auto handles = pool_->ReservePromotions(keys);
   ASSERT_THAT(handles, SizeIs(2));
-  EXPECT_EQ(handles[1].key(), KeyOf(1));
-  EXPECT_EQ(handles[1].bytes().data(), before[1].bytes.data());
+  EXPECT_EQ(*handles[1].block().key, KeyOf(1));
+  EXPECT_EQ(handles[1].block().bytes.data(), before[1].bytes.data());
   EXPECT_THAT(Copies(0, 2), IsEmpty()) << "not before Commit";
-  std::memcpy(handles[1].gpu_slot().data(), handles[1].bytes().data(), kSlot);
+  std::memcpy(handles[1].gpu_slot().data(), handles[1].block().bytes.data(), kSlot);
   EXPECT_TRUE(handles[1].Commit());
   handles.clear();  // gives the other slot back
   EXPECT_THAT(Copies(0, 2), ElementsAre(1));
@@ -44,7 +44,7 @@ TEST_F(GpuPromotionTest, WhatHasACopyIsPromotedAlreadyOrIsNotSealedIsPassedOver)
   {
     const auto handles = pool_->ReservePromotions(keys);
     ASSERT_THAT(handles, SizeIs(1));
-    EXPECT_EQ(handles[0].key(), KeyOf(1));
+    EXPECT_EQ(*handles[0].block().key, KeyOf(1));
     EXPECT_THAT(pool_->ReservePromotions(keys), IsEmpty());
   }
   EXPECT_THAT(pool_->ReservePromotions(keys), SizeIs(1)) << "after the first was given up";

@@ -319,8 +319,8 @@ class PoolModelTest : public PoolTest, public ::testing::WithParamInterface<std:
     ReadCopies(std::nullopt, std::chrono::seconds(10));
     for (PromotionHandle& handle : handles) {
       uint64_t number = 0;
-      std::memcpy(&number, handle.key().hash.bytes().data(), sizeof(number));
-      const Name name{handle.key().fingerprint[0], number};
+      std::memcpy(&number, handle.block().key->hash.bytes().data(), sizeof(number));
+      const Name name{handle.block().key->fingerprint[0], number};
       ModelBlock& block = blocks_.at(name);
       ASSERT_TRUE(block.sealed() && !block.copy);
       ASSERT_TRUE(std::ranges::none_of(

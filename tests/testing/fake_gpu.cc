@@ -84,6 +84,7 @@ absl::Status FakeGpu::CopyToHost(std::span<const std::byte> from, std::byte* to)
 
 absl::Status FakeGpu::CopyToGpu(std::span<const std::byte> from, std::byte* to) {
   ++copies_up;
+  if (on_copy_up) on_copy_up();
   if (!Alive().ok()) return Alive();
   std::copy(from.begin(), from.end(), to);
   return absl::OkStatus();

@@ -28,7 +28,8 @@ class FakeGpu final : public Gpu {
   std::atomic<int> encodes{0}, decodes{0};
   std::atomic<int> attentions_in_place{0};  // whose queries and answers lie on the card
 
-  std::function<void()> on_encode;  // in the middle of an encode; empty: nothing
+  // In the middle of an encode, and of a copy to the card; empty: nothing.
+  std::function<void()> on_encode, on_copy_up;
 
   // Memory of a process that has it on the card: `bytes`, under this handle.
   void Share(const GpuIpcHandle& handle, std::span<std::byte> bytes) { shared_[handle] = bytes; }

@@ -22,8 +22,9 @@ class Lane {
   static constexpr size_t kStagingBytes = size_t{16} << 20;
   // (sequence, kv head) pairs of one launch of attention.
   static constexpr uint32_t kMaxPairs = 4096;
-  // Scratch of the general path: of queries, and of outputs.
-  static constexpr size_t kPreparedFloats = size_t{8} << 20;
+  // Scratch of the general path: of queries, and of outputs. One launch takes 8 queries of 256 kv
+  // heads, whatever else is in it, and those of 576 channels with 4,608 sign bits have 5,200 each.
+  static constexpr size_t kPreparedFloats = size_t{11} << 20;
   static constexpr size_t kTurnedFloats = size_t{4} << 20;
   // Of the tuned kernels, and of the general path's.
   static constexpr size_t kPartialFloats = size_t{5} << 20;

@@ -2,6 +2,8 @@
 
 #include <gmock/gmock.h>
 
+#include "kernels/cuda/general/general.h"
+#include "service/gpu/lane.h"
 #include "tests/kernels/codec_testing.h"
 
 // What needs no card: which cells the tuned kernels take, and how launches are cut.
@@ -81,6 +83,21 @@ TEST(GpuPlanTest, AScheduleHasEveryStepAndNoMoreThreadBlocksThanFit) {
   cuda::ChainArgs none{};
   cuda::Schedule({}, kHeads, 396, &none);
   EXPECT_EQ(none.num_thread_blocks, 0);
+}
+
+TEST(GpuPlanTest, TheLargestShapeFitsTheScratchOfALane) {
+  KvLayout layout = Layout(576, 576, 16);
+  layout.num_kv_heads = 256;
+  ProfileRequest request = Named("qjl");
+  request.sign_bits = 8 * layout.head_dim;
+  const cuda::GeneralLayer layer(layout, Resolve(request, layout), {});
+  const cuda::GeneralPlan plan = layer.Plan(nullptr);
+  cuda::ChainArgs chain{};
+  chain.num_sequences = 1;
+  chain.num_kv_heads = layout.num_kv_heads;
+  EXPECT_LE(PreparedFloats(plan, chain, cuda::kMaxQueries), gpu::Lane::kPreparedFloats);
+  EXPECT_LE(PartialFloats(plan, chain, cuda::kMaxQueries), gpu::Lane::kPartialFloats);
+  EXPECT_LE(TurnedFloats(plan, chain, cuda::kMaxQueries), gpu::Lane::kTurnedFloats);
 }
 
 }  // namespace

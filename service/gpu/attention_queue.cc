@@ -64,7 +64,7 @@ void AttentionQueue::RunBatch() {
       waiting_.insert(waiting_.begin(), waiting.begin(), waiting.end());
       changed_.NotifyAll();
     }
-    status = batch.Run();
+    status = lane->End(batch.Run());
     mu_.Lock();
   }
   for (const Waiting& done : taken) {

@@ -102,13 +102,13 @@ bool CudaGpu::Takes(const std::shared_ptr<const Model>& model) {
 absl::Status CudaGpu::CopyToHost(std::span<const std::byte> from, std::byte* to) {
   SKETCHKV_RETURN_IF_ERROR(UseDevice());
   const Lanes::Hold lane = copy_lanes_->Take();
-  return CopyDown(&*lane, from, to);
+  return lane->End(CopyDown(&*lane, from, to));
 }
 
 absl::Status CudaGpu::CopyToGpu(std::span<const std::byte> from, std::byte* to) {
   SKETCHKV_RETURN_IF_ERROR(UseDevice());
   const Lanes::Hold lane = copy_lanes_->Take();
-  return CopyUp(&*lane, from, to);
+  return lane->End(CopyUp(&*lane, from, to));
 }
 
 absl::Status CudaGpu::Attend(std::span<const GpuAttention> jobs, Place place) {
@@ -121,8 +121,8 @@ absl::Status CudaGpu::Score(std::span<const GpuScores> jobs) {
   SKETCHKV_RETURN_IF_ERROR(UseDevice());
   for (const GpuScores& job : jobs) {
     const Lanes::Hold lane = attention_lanes_->Take();
-    SKETCHKV_RETURN_IF_ERROR(
-        ComputeScoresOn(&*lane, lane.index(), tables_.get(), *models_.Get(*job.query.model), job));
+    SKETCHKV_RETURN_IF_ERROR(lane->End(
+        ComputeScoresOn(&*lane, lane.index(), tables_.get(), *models_.Get(*job.query.model), job)));
   }
   return absl::OkStatus();
 }
@@ -131,13 +131,13 @@ absl::Status CudaGpu::Encode(const GpuPart& part, Place place, const std::byte* 
   if (place == Place::kHost) return absl::UnimplementedError("encoding on the card from the host");
   SKETCHKV_RETURN_IF_ERROR(UseDevice());
   const Lanes::Hold lane = codec_lanes_->Take();
-  return EncodeOn(&*lane, *models_.Get(*part.model), part, payload);
+  return lane->End(EncodeOn(&*lane, *models_.Get(*part.model), part, payload));
 }
 
 absl::Status CudaGpu::Decode(const GpuPart& part, DType dtype, std::byte* payload) {
   SKETCHKV_RETURN_IF_ERROR(UseDevice());
   const Lanes::Hold lane = codec_lanes_->Take();
-  return DecodeOn(&*lane, *models_.Get(*part.model), part, dtype, payload);
+  return lane->End(DecodeOn(&*lane, *models_.Get(*part.model), part, dtype, payload));
 }
 
 absl::StatusOr<GpuBytes> CudaGpu::OpenShared(const GpuIpcHandle& handle) {

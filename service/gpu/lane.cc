@@ -62,6 +62,13 @@ absl::Status Lane::Wait() {
   return WaitForHalf(0);
 }
 
+absl::Status Lane::End(absl::Status status) {
+  if (status.ok()) return status;
+  absl::Status ended = CudaStatus(cudaStreamSynchronize(stream_), "work on the card");
+  // Of two errors the one that is for good is told.
+  return absl::IsUnavailable(ended) ? ended : status;
+}
+
 absl::Status Lane::MarkHalf(size_t half) {
   return CudaStatus(cudaEventRecord(done_[half], stream_), "recording an event");
 }

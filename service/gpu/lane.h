@@ -60,6 +60,9 @@ class Lane {
 
   // Until the card has done all that was asked of the stream.
   [[nodiscard]] absl::Status Wait();
+  // What a call says that used the lane. After an error the card may still be at what was begun
+  // before it, and slots, the worker's memory and the lane go to others once the call ends: waits.
+  [[nodiscard]] absl::Status End(absl::Status status);
   // The same in two parts, for one half of the staging area while the other is in use.
   [[nodiscard]] absl::Status MarkHalf(size_t half);
   [[nodiscard]] absl::Status WaitForHalf(size_t half);

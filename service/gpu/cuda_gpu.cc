@@ -96,7 +96,7 @@ std::vector<std::span<std::byte>> CudaGpu::TierMemory() const {
 }
 
 bool CudaGpu::Takes(const std::shared_ptr<const Model>& model) {
-  return models_.Get(*model) != nullptr;
+  return models_.Get(model) != nullptr;
 }
 
 absl::Status CudaGpu::CopyToHost(std::span<const std::byte> from, std::byte* to) {
@@ -114,7 +114,7 @@ absl::Status CudaGpu::CopyToGpu(std::span<const std::byte> from, std::byte* to) 
 absl::Status CudaGpu::Attend(std::span<const GpuAttention> jobs, Place place) {
   if (jobs.empty()) return absl::OkStatus();
   SKETCHKV_RETURN_IF_ERROR(UseDevice());
-  return attention_->Run(jobs, models_.Get(*jobs.front().query.model), place);
+  return attention_->Run(jobs, models_.Get(jobs.front().query.model), place);
 }
 
 absl::Status CudaGpu::Score(std::span<const GpuScores> jobs) {
@@ -122,7 +122,7 @@ absl::Status CudaGpu::Score(std::span<const GpuScores> jobs) {
   for (const GpuScores& job : jobs) {
     const Lanes::Hold lane = attention_lanes_->Take();
     SKETCHKV_RETURN_IF_ERROR(lane->End(
-        ComputeScoresOn(&*lane, lane.index(), tables_.get(), *models_.Get(*job.query.model), job)));
+        ComputeScoresOn(&*lane, lane.index(), tables_.get(), *models_.Get(job.query.model), job)));
   }
   return absl::OkStatus();
 }
@@ -131,13 +131,13 @@ absl::Status CudaGpu::Encode(const GpuPart& part, Place place, const std::byte* 
   if (place == Place::kHost) return absl::UnimplementedError("encoding on the card from the host");
   SKETCHKV_RETURN_IF_ERROR(UseDevice());
   const Lanes::Hold lane = codec_lanes_->Take();
-  return lane->End(EncodeOn(&*lane, *models_.Get(*part.model), part, payload));
+  return lane->End(EncodeOn(&*lane, *models_.Get(part.model), part, payload));
 }
 
 absl::Status CudaGpu::Decode(const GpuPart& part, DType dtype, std::byte* payload) {
   SKETCHKV_RETURN_IF_ERROR(UseDevice());
   const Lanes::Hold lane = codec_lanes_->Take();
-  return lane->End(DecodeOn(&*lane, *models_.Get(*part.model), part, dtype, payload));
+  return lane->End(DecodeOn(&*lane, *models_.Get(part.model), part, dtype, payload));
 }
 
 absl::StatusOr<GpuBytes> CudaGpu::OpenShared(const GpuIpcHandle& handle) {

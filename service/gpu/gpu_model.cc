@@ -39,12 +39,14 @@ std::shared_ptr<const GpuModel> GpuModel::Create(const Model& model) {
   return made;
 }
 
-std::shared_ptr<const GpuModel> GpuModels::Get(const Model& model) {
+std::shared_ptr<const GpuModel> GpuModels::Get(const std::shared_ptr<const Model>& model) {
   MutexLock lock(&mu_);
-  const auto it = models_.find(model.fingerprint);
-  if (it != models_.end()) return it->second;
-  if (models_.size() >= kMaxModels) models_.clear();
-  return models_[model.fingerprint] = GpuModel::Create(model);
+  if (const auto it = models_.find(model->fingerprint); it != models_.end()) {
+    if (it->second.of.expired()) it->second.of = model;  // registered anew, or by another name
+    return it->second.on_gpu;
+  }
+  absl::erase_if(models_, [](const auto& known) { return known.second.of.expired(); });
+  return (models_[model->fingerprint] = {model, GpuModel::Create(*model)}).on_gpu;
 }
 
 }  // namespace sketchkv::gpu

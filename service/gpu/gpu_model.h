@@ -27,19 +27,22 @@ class GpuModel {
   std::vector<uint32_t> coders_;
 };
 
-// The models that were asked for, by fingerprint, those that are not taken too. Thread-safe.
+// The models that were asked for, by fingerprint, those that are not taken too: the answer for a
+// model stays the same as long as it is there, and what it has on the card goes with it.
+// Thread-safe.
 class GpuModels {
  public:
   // Null as GpuModel::Create.
-  [[nodiscard]] std::shared_ptr<const GpuModel> Get(const Model& model);
+  [[nodiscard]] std::shared_ptr<const GpuModel> Get(const std::shared_ptr<const Model>& model);
 
  private:
-  // Of models nobody asks for any more too; more than are registered at a time.
-  static constexpr size_t kMaxModels = 2 * ModelRegistry::kMaxModels;
+  struct Known {
+    std::weak_ptr<const Model> of;
+    std::shared_ptr<const GpuModel> on_gpu;
+  };
 
   Mutex mu_;
-  absl::flat_hash_map<Fingerprint, std::shared_ptr<const GpuModel>> models_
-      SKETCHKV_GUARDED_BY(mu_);
+  absl::flat_hash_map<Fingerprint, Known> models_ SKETCHKV_GUARDED_BY(mu_);
 };
 
 }  // namespace sketchkv::gpu

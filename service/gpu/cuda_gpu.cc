@@ -96,7 +96,7 @@ std::vector<std::span<std::byte>> CudaGpu::TierMemory() const {
 }
 
 bool CudaGpu::Takes(const std::shared_ptr<const Model>& model) {
-  return models_.Get(model) != nullptr;
+  return UseDevice().ok() && models_.Get(model) != nullptr;
 }
 
 absl::Status CudaGpu::CopyToHost(std::span<const std::byte> from, std::byte* to) {

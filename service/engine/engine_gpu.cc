@@ -72,8 +72,7 @@ absl::StatusOr<HostBytes> Engine::EncodeOnGpu(const PutRequest& request, const C
   const std::vector<uint64_t> seeds = SeedsOf(checksummer, part.cells);
   part.seeds = seeds;
   if (!part.cells.empty()) {
-    SKETCHKV_RETURN_IF_ERROR(
-        NoteGpu(card()->Encode(part, Place::kGpu, request.gpu_payload->bytes.data())));
+    SKETCHKV_RETURN_IF_ERROR(NoteGpu(card()->Encode(part, request.gpu_payload->bytes.data())));
   }
   if (request.still_valid) SKETCHKV_RETURN_IF_ERROR(request.still_valid());
   return part.slot != nullptr ? HostBytes::kStale : HostBytes::kWritten;

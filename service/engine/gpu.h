@@ -101,11 +101,10 @@ class Gpu {
   [[nodiscard]] virtual absl::Status Attend(std::span<const GpuAttention> jobs, Place place) = 0;
   [[nodiscard]] virtual absl::Status Score(std::span<const GpuScores> jobs) = 0;
 
-  // Encodes the cells of raw rows at `payload`, which lie at `place`, into the part's slot and makes
+  // Encodes the cells of raw rows at `payload`, on the card, into the part's slot and makes
   // their checksums. Rows that change meanwhile give cells that are valid, or an error.
   // INVALID_ARGUMENT naming layer, head, token and channel for NaN or Inf.
-  [[nodiscard]] virtual absl::Status Encode(const GpuPart& part, Place place,
-                                            const std::byte* payload) = 0;
+  [[nodiscard]] virtual absl::Status Encode(const GpuPart& part, const std::byte* payload) = 0;
   // Decodes cells to a raw payload of part.layout.range in `dtype` on the card
   // and makes their checksums; what is damaged gives rows of any numbers.
   [[nodiscard]] virtual absl::Status Decode(const GpuPart& part, DType dtype,

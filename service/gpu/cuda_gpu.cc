@@ -127,8 +127,7 @@ absl::Status CudaGpu::Score(std::span<const GpuScores> jobs) {
   return absl::OkStatus();
 }
 
-absl::Status CudaGpu::Encode(const GpuPart& part, Place place, const std::byte* payload) {
-  if (place == Place::kHost) return absl::UnimplementedError("encoding on the card from the host");
+absl::Status CudaGpu::Encode(const GpuPart& part, const std::byte* payload) {
   SKETCHKV_RETURN_IF_ERROR(UseDevice());
   const Lanes::Hold lane = codec_lanes_->Take();
   return lane->End(EncodeOn(&*lane, *models_.Get(part.model), part, payload));

@@ -135,7 +135,7 @@ std::span<std::byte> FakeGpu::CellIn(const GpuPart& part, const WriteHandle::Cel
           part.model->codec->cell_bytes(cell.layer)};
 }
 
-absl::Status FakeGpu::Encode(const GpuPart& part, Place place, const std::byte* payload) {
+absl::Status FakeGpu::Encode(const GpuPart& part, const std::byte* payload) {
   ++encodes;
   if (on_encode) on_encode();
   if (!Alive().ok()) return Alive();

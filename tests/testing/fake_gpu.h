@@ -45,8 +45,7 @@ class FakeGpu final : public Gpu {
   [[nodiscard]] absl::Status CopyToGpu(std::span<const std::byte> from, std::byte* to) override;
   [[nodiscard]] absl::Status Attend(std::span<const GpuAttention> jobs, Place place) override;
   [[nodiscard]] absl::Status Score(std::span<const GpuScores> jobs) override;
-  [[nodiscard]] absl::Status Encode(const GpuPart& part, Place place,
-                                    const std::byte* payload) override;
+  [[nodiscard]] absl::Status Encode(const GpuPart& part, const std::byte* payload) override;
   [[nodiscard]] absl::Status Decode(const GpuPart& part, DType dtype, std::byte* payload) override;
   [[nodiscard]] absl::StatusOr<GpuBytes> OpenShared(const GpuIpcHandle& handle) override;
   [[nodiscard]] absl::Status Check() override { return Alive(); }

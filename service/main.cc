@@ -207,6 +207,7 @@ int Serve(const Config& config, const sigset_t& signals) {
   WriteWatch writes;
   SegmentTable segments({.client_bytes = config.shm_client_bytes,
                          .total_bytes = config.shm_bytes != 0 ? config.shm_bytes : inflight_bytes});
+  std::optional<GpuWatch> gpu_watch;
   // Whatever way this function ends: first the server goes, then the threads, then what they use.
   const absl::Cleanup stop_threads = [&executor] { executor.Stop(); };
   executor.RunEvery(std::chrono::seconds(1), [&, cursor = uint64_t{0}]() mutable {
@@ -217,7 +218,6 @@ int Serve(const Config& config, const sigset_t& signals) {
     // A second's share of the whole, rounded up.
     engine.Scrub(&cursor, pool.GetStats().sealed_blocks / config.scrub_seconds + 1);
   });
-  std::optional<GpuWatch> gpu_watch;
   if (gpu_tier) {
     gpu_watch.emplace(&*gpu_tier, config.gpu_failure == "exit");
     executor.RunEvery(kGpuPeriod, [&] {

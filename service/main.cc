@@ -115,15 +115,16 @@ int Fail(const absl::Status& status) {
   return 1;
 }
 
-// Null: none is asked for, or there is none and none is needed.
+// Null: none is asked for, or none can be had and none is needed.
 absl::StatusOr<std::unique_ptr<Gpu>> OpenCard(const Config& config) {
   if (config.gpu == "none") return nullptr;
   GpuOptions options{.tier_bytes = config.gpu_bytes,
                      .batch_delay = std::chrono::microseconds(config.gpu_batch_us)};
   if (config.gpu != "auto") options.device = std::stoi(config.gpu);
   absl::StatusOr<std::unique_ptr<Gpu>> gpu = OpenGpu(options);
-  if (gpu.ok() || config.gpu != "auto" || !absl::IsNotFound(gpu.status())) return gpu;
-  spdlog::info("no gpu tier: {}", std::string(gpu.status().message()));
+  if (gpu.ok() || config.gpu != "auto") return gpu;
+  spdlog::log(absl::IsNotFound(gpu.status()) ? spdlog::level::info : spdlog::level::warn,
+              "no gpu tier: {}", std::string(gpu.status().message()));
   return nullptr;
 }
 

@@ -1,6 +1,7 @@
 #include "service/gpu/cuda_gpu.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
@@ -33,6 +34,8 @@ absl::StatusOr<std::unique_ptr<Lanes>> CreateLanes(size_t count, const Lane::Opt
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<CudaGpu>> CudaGpu::Open(const GpuOptions& options) {
+  // Kernels are loaded now: later there may be no memory left for them.
+  (void)setenv("CUDA_MODULE_LOADING", "EAGER", /*overwrite=*/0);
   int count = 0;
   const cudaError_t counted = cudaGetDeviceCount(&count);
   if (counted != cudaSuccess || options.device >= count) {

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <thread>
 
+#include "absl/strings/str_cat.h"
 #include "kernels/cuda/launch.h"
 
 namespace sketchkv::gpu {
@@ -10,6 +11,11 @@ namespace {
 
 // Most calls are done in less, and a thread that sleeps takes longer than that to wake up.
 constexpr std::chrono::microseconds kSpin{300};
+constexpr std::chrono::microseconds kNap{50};
+
+// A call is thousands of times shorter: a card that takes so long has failed, though it does not
+// say so, and would hold every thread that waits for it.
+constexpr std::chrono::seconds kHung{10};
 
 }  // namespace
 
@@ -17,8 +23,7 @@ absl::StatusOr<std::unique_ptr<Lane>> Lane::Create(const Options& options) {
   std::unique_ptr<Lane> lane(new Lane);
   SKETCHKV_RETURN_IF_CUDA_ERROR(cudaStreamCreateWithFlags(&lane->stream_, cudaStreamNonBlocking));
   for (cudaEvent_t& done : lane->done_) {
-    SKETCHKV_RETURN_IF_CUDA_ERROR(
-        cudaEventCreateWithFlags(&done, cudaEventDisableTiming | cudaEventBlockingSync));
+    SKETCHKV_RETURN_IF_CUDA_ERROR(cudaEventCreateWithFlags(&done, cudaEventDisableTiming));
   }
   SKETCHKV_ASSIGN_OR_RETURN(lane->pinned_, PinnedBuffer::Create(kStagingBytes));
   SKETCHKV_ASSIGN_OR_RETURN(lane->device_, DeviceBuffer::Create(kStagingBytes));
@@ -63,8 +68,8 @@ absl::Status Lane::Wait() {
 }
 
 absl::Status Lane::End(absl::Status status) {
-  if (status.ok()) return status;
-  absl::Status ended = CudaStatus(cudaStreamSynchronize(stream_), "work on the card");
+  if (status.ok() || absl::IsUnavailable(status)) return status;
+  absl::Status ended = Wait();
   // Of two errors the one that is for good is told.
   return absl::IsUnavailable(ended) ? ended : status;
 }
@@ -74,13 +79,21 @@ absl::Status Lane::MarkHalf(size_t half) {
 }
 
 absl::Status Lane::WaitForHalf(size_t half) {
-  const auto until = std::chrono::steady_clock::now() + kSpin;
+  const auto begin = std::chrono::steady_clock::now();
   cudaError_t state = cudaEventQuery(done_[half]);
-  while (state == cudaErrorNotReady && std::chrono::steady_clock::now() < until) {
-    std::this_thread::yield();
+  while (state == cudaErrorNotReady) {
+    const auto waited = std::chrono::steady_clock::now() - begin;
+    if (waited > kHung) {
+      return absl::UnavailableError(
+          absl::StrCat("the card has not answered for ", kHung.count(), " s"));
+    }
+    if (waited < kSpin) {
+      std::this_thread::yield();
+    } else {
+      std::this_thread::sleep_for(kNap);
+    }
     state = cudaEventQuery(done_[half]);
   }
-  if (state == cudaErrorNotReady) state = cudaEventSynchronize(done_[half]);
   return CudaStatus(state, "work on the card");
 }
 

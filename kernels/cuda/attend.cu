@@ -1,8 +1,7 @@
-#include <cuda_fp16.h>
-
 #include "kernels/cuda/key_scores.cuh"
 #include "kernels/cuda/launching.cuh"
 #include "kernels/cuda/merge.cuh"
+#include "kernels/cuda/value_scales.cuh"
 
 // Attention over compressed cells, one launch: the warps of a thread block take the steps of a
 // segment in turn, each with a running maximum. The thread block that is the last of a (sequence,
@@ -13,20 +12,24 @@ namespace {
 constexpr uint32_t kStages = 3;  // steps of a warp in shared memory: one at work, two on the way
 constexpr float kLog2E = 1.44269504088896f;
 
-// Two bits of a half that is read as a subnormal number count in steps of 2^-24. Weights of tokens
-// times their scales, below 2 once divided by a power of two, are multiplied by 2^8, so that they
-// keep eleven bits down to 2^-22 of the largest.
-constexpr float kWeightFactor = 256.0f;
-constexpr float kOutFactor = 65536.0f;  // 2^24 / 2^8
+// Weights, at most 1, are multiplied by it, so that as halves they keep eleven bits down to 2^-18.
+constexpr float kWeightFactor = 16.0f;
+constexpr float kWeightFactorLog2 = 4.0f;
 
-// What a warp knows of its tokens so far. Of lane l: query g = l / 4 of max, sum and totals; sums
-// of levels of queries 2c and 2c + 1, c = l % 4.
+// Two bits of a half that is read as a subnormal number count in steps of 2^-24.
+template <ValueKind kValues>
+constexpr float kOutFactor = 16777216.0f /
+                             (kWeightFactor *
+                              (kValues == ValueKind::kRotated ? kRotatedFactor : kRangeFactor));
+
+// What a warp knows of its tokens so far. Of lane l: query g = l / 4 of max and sum; totals and
+// sums of levels of queries 2c and 2c + 1, c = l % 4. All sums are times kWeightFactor.
 struct Running {
   float max = -INFINITY;  // of logits times log2(e), of all lanes of the query
   float sum = 0.0f;       // of this lane's tokens
   uint32_t exponent = 0;  // biased: values' scales are over 2^(exponent - 127)
-  // Of this lane's tokens, times kWeightFactor: sums of weights (rotated values), or of weights
-  // times zeros, a group.
+  // Sums of what codes of 0 add: of weights times scales (rotated values, in all lanes of two
+  // queries), or times zeros as well (ranges, of group g % 4). The last two stay 0.
   float totals[4] = {};
   // [2 r + i]: channels ChannelOf(g, r, i) and the next one; halves of queries 2c and 2c + 1.
   float levels[kDim / 16][4] = {};
@@ -39,11 +42,11 @@ __device__ inline uint32_t ChannelOf(uint32_t g, uint32_t r, uint32_t i) {
 // Multiplies what a warp summed of query g by `factor`, which each lane of that query has.
 __device__ inline void Rescale(float factor, uint32_t lane, Running* running) {
   running->sum *= factor;
-#pragma unroll
-  for (float& total : running->totals) total *= factor;
   const uint32_t c = lane % 4;
   const float even = __shfl_sync(0xFFFFFFFF, factor, 8 * c);
   const float odd = __shfl_sync(0xFFFFFFFF, factor, 8 * c + 4);
+  running->totals[0] *= even;
+  running->totals[1] *= odd;
 #pragma unroll
   for (auto& level : running->levels) {
     level[0] *= even;
@@ -53,7 +56,7 @@ __device__ inline void Rescale(float factor, uint32_t lane, Running* running) {
   }
 }
 
-// From logits times log2(e) to weights exp2(logit - max), in place.
+// From logits times log2(e) to weights kWeightFactor * exp2(logit - max), in place.
 __device__ inline void Softmax(uint32_t lane, float (&x)[16], Running* running) {
   float largest = -INFINITY;
 #pragma unroll
@@ -65,7 +68,7 @@ __device__ inline void Softmax(uint32_t lane, float (&x)[16], Running* running) 
     Rescale(max == -INFINITY ? 1.0f : Exp2(running->max - max), lane, running);
     running->max = max;
   }
-  const float max = running->max == -INFINITY ? 0.0f : running->max;
+  const float max = (running->max == -INFINITY ? 0.0f : running->max) - kWeightFactorLog2;
 #pragma unroll
   for (float& logit : x) {
     logit = Exp2(logit - max);
@@ -97,6 +100,16 @@ __device__ inline void PackWeights(const float (&weights)[16], __half2 (&pairs)[
 }
 
 __device__ inline uint32_t Bits(__half2 x) { return *reinterpret_cast<const uint32_t*>(&x); }
+__device__ inline __half2 AsHalves(uint32_t x) { return *reinterpret_cast<const __half2*>(&x); }
+
+// Pairs times those in shared memory of StoreHalves, 16 bytes at `first` and 16 at `second`.
+__device__ inline void ScalePairs(const __half2 (&pairs)[8], uint32_t first, uint32_t second,
+                                  __half2 (&out)[8]) {
+  const uint4 x = LoadShared(first), y = LoadShared(second);
+  const uint32_t scales[8] = {x.x, x.y, x.z, x.w, y.x, y.y, y.z, y.w};
+#pragma unroll
+  for (uint32_t i = 0; i < 8; ++i) out[i] = __hmul2(pairs[i], AsHalves(scales[i]));
+}
 
 // Adds weights times the bits of `mask` of each code, as they lie, for two channels.
 template <uint32_t kMask>
@@ -112,37 +125,8 @@ __device__ inline void AddCodes(uint32_t first, uint32_t second, const __half2 (
   }
 }
 
-// pairs times factor / 4^p, which takes back where the codes of tokens 4p and on lie.
-__device__ inline void ScalePairs(const __half2 (&pairs)[8], float factor, __half2 (&out)[8]) {
-#pragma unroll
-  for (uint32_t i = 0; i < 8; ++i) {
-    out[i] = __hmul2(pairs[i], __float2half2_rn(factor / static_cast<float>(1u << i / 2 * 2)));
-  }
-}
-
 __device__ inline float PowerOfTwoDown(uint32_t exponent) {  // 2^(127 - exponent)
   return exponent < 254 ? __uint_as_float((254 - exponent) << 23) : 0x1p-127f;
-}
-
-template <typename Shape>
-__device__ inline uint32_t LargestScale(uint32_t stage, uint32_t lane) {
-  // Lane l looks at two tokens of tile l / 8, in each row of scales.
-  uint32_t largest = 0;
-  const auto look = [&](uint32_t address) {
-    uint32_t pair;
-    asm volatile("ld.shared.u32 %0, [%1];\n" : "=r"(pair) : "r"(address));
-    largest = max(largest, max(pair & 0xFFFF, pair >> 16));
-  };
-  const uint32_t tile = lane / 8, j = lane % 8;
-  if constexpr (Shape::kHasRanges) {
-#pragma unroll
-    for (uint32_t group = 0; group < 4; ++group) {
-      look(stage + Shape::Ranges(tile, 4 * group + j / 4) + j % 4 * 4);
-    }
-  } else {
-    look(stage + Shape::kScales + tile * Shape::kScaleBytes + 32 + 4 * j);
-  }
-  return __reduce_max_sync(0xFFFFFFFF, largest);
 }
 
 // Four channels of a tile's codes from two lines, as two pairs of rows of the products.
@@ -154,20 +138,17 @@ __device__ inline void EachPair(uint32_t stage, uint32_t lane, uint32_t r, const
 }
 
 template <typename Shape>
-__device__ inline void AddRotated(uint32_t stage, uint32_t lane, float (&weights)[16],
+__device__ inline void AddRotated(uint32_t stage, uint32_t lane, const __half2 (&pairs)[8],
                                   Running* running) {
-  float scales[16];
-  LoadScales(stage + Shape::kScales + lane % 4 * Shape::kScaleBytes + 32, scales);
-  const float factor = PowerOfTwoDown(running->exponent) * kWeightFactor;
+  const uint32_t scales = stage + Shape::kScales + lane % 4 * Shape::kScaleBytes;
+  __half2 lower[8], upper[8];
+  ScalePairs(pairs, scales, scales + 16, lower);
+  ScalePairs(pairs, scales + 32, scales + 48, upper);
 #pragma unroll
-  for (uint32_t i = 0; i < 16; ++i) {
-    weights[i] *= scales[i] * factor;
-    running->totals[0] += weights[i];
+  for (uint32_t p = 0; p < 4; ++p) {  // times 4^p, in all rows but the lower half
+    const uint32_t place = Bits(__float2half2_rn(static_cast<float>(1u << 2 * p)));
+    MultiplyHalves(running->totals, place, 0, place, 0, Bits(lower[2 * p]), Bits(lower[2 * p + 1]));
   }
-  __half2 pairs[8], lower[8], upper[8];
-  PackWeights(weights, pairs);
-  ScalePairs(pairs, kTwoBitHigh - kTwoBitLow, lower);
-  ScalePairs(pairs, (kTwoBitHigh + kTwoBitLow) / 2, upper);
 #pragma unroll
   for (uint32_t r = 0; r < 4; ++r) {
     EachPair<Shape>(stage, lane, r, [&](uint32_t m, uint32_t first, uint32_t second) {
@@ -178,37 +159,20 @@ __device__ inline void AddRotated(uint32_t stage, uint32_t lane, float (&weights
 }
 
 template <typename Shape>
-__device__ inline void AddRanges(uint32_t stage, uint32_t lane, float (&weights)[16],
+__device__ inline void AddRanges(uint32_t stage, uint32_t lane, const __half2 (&pairs)[8],
                                  Running* running) {
-  const uint32_t c = lane % 4;
-  const float factor = PowerOfTwoDown(running->exponent) * kWeightFactor;
+  const uint32_t g = lane / 4, c = lane % 4;
 #pragma unroll
-  for (float& weight : weights) weight *= factor;
+  for (uint32_t half = 0; half < 2; ++half) {  // row g: group g % 4
+    const uint4 z = LoadShared(stage + Shape::Ranges(c, g % 4 * 4 + 2 + half));
+    const __half2* const of_half = pairs + 4 * half;
+    MultiplyHalves(running->totals, z.x, 0, z.y, 0, Bits(of_half[0]), Bits(of_half[1]));
+    MultiplyHalves(running->totals, z.z, 0, z.w, 0, Bits(of_half[2]), Bits(of_half[3]));
+  }
 #pragma unroll
-  for (uint32_t r = 0; r < 4; ++r) {  // 32 channels, which share scales and zeros
-    float scaled[16];
-#pragma unroll
-    for (uint32_t half = 0; half < 2; ++half) {
-      const uint4 s = LoadShared(stage + Shape::Ranges(c, 4 * r + half));
-      const uint4 z = LoadShared(stage + Shape::Ranges(c, 4 * r + 2 + half));
-      const uint32_t scales[4] = {s.x, s.y, s.z, s.w};
-      // A zero more 2^15 as the last bits of 2^23: a float less 2^23 + 2^15.
-      const uint32_t zeros[4] = {z.x ^ 0x80008000u, z.y ^ 0x80008000u, z.z ^ 0x80008000u,
-                                 z.w ^ 0x80008000u};
-#pragma unroll
-      for (uint32_t i = 0; i < 4; ++i) {
-        const uint32_t t = 8 * half + 2 * i;
-        scaled[t] = weights[t] * __uint_as_float(scales[i] << 15 & 0x7FFF8000u);
-        scaled[t + 1] = weights[t + 1] * __uint_as_float(scales[i] >> 1 & 0x7FFF8000u);
-        const float even = __uint_as_float(__byte_perm(zeros[i], 0x4B000000u, 0x7610));
-        const float odd = __uint_as_float(__byte_perm(zeros[i], 0x4B000000u, 0x7632));
-        running->totals[r] = fmaf(scaled[t], even - 8421376.0f, running->totals[r]);
-        running->totals[r] = fmaf(scaled[t + 1], odd - 8421376.0f, running->totals[r]);
-      }
-    }
-    __half2 pairs[8], placed[8];
-    PackWeights(scaled, pairs);
-    ScalePairs(pairs, 1.0f, placed);
+  for (uint32_t r = 0; r < 4; ++r) {  // 32 channels, which share scales
+    __half2 placed[8];
+    ScalePairs(pairs, stage + Shape::Ranges(c, 4 * r), stage + Shape::Ranges(c, 4 * r + 1), placed);
     EachPair<Shape>(stage, lane, r, [&](uint32_t m, uint32_t first, uint32_t second) {
       AddCodes<3>(first, second, placed, running->levels[m]);
     });
@@ -227,8 +191,9 @@ __device__ inline void AttendStep(const QueryOperands<kKeys>& query, const Atten
   for (uint32_t i = 0; i < 16; ++i) weights[i] *= scales[i];
   if (args.logit_softcap != 0.0f) {
     const float cap = args.logit_softcap * kLog2E;
+    const float inverse = 1.0f / cap;
 #pragma unroll
-    for (float& logit : weights) logit = cap * tanhf(logit / cap);
+    for (float& logit : weights) logit = cap * Tanh(logit * inverse);
   }
   const uint32_t first = step * 64;
   if (first < segment.token_begin || first + 64 > segment.token_end) {
@@ -238,12 +203,18 @@ __device__ inline void AttendStep(const QueryOperands<kKeys>& query, const Atten
       if (token < segment.token_begin || token >= segment.token_end) weights[i] = -INFINITY;
     }
   }
+  const StoredScales<Shape> stored = LoadStored<Shape>(stage, lane);
+  RaiseExponent(LargestScale(stored), lane, running);
+  __syncwarp();
+  StoreHalves(stored, PowerOfTwoDown(running->exponent), stage, lane);
   Softmax(lane, weights, running);
-  RaiseExponent(LargestScale<Shape>(stage, lane), lane, running);
+  __half2 pairs[8];
+  PackWeights(weights, pairs);
+  __syncwarp();
   if constexpr (kValues == ValueKind::kRotated) {
-    AddRotated<Shape>(stage, lane, weights, running);
+    AddRotated<Shape>(stage, lane, pairs, running);
   } else {
-    AddRanges<Shape>(stage, lane, weights, running);
+    AddRanges<Shape>(stage, lane, pairs, running);
   }
 }
 
@@ -258,27 +229,26 @@ __device__ void StoreRunning(Running running, uint32_t lane, Partial* partial) {
   running.sum = over_lanes(running.sum);
   if (c == 0) {
     partial->max[g] = running.max;
-    partial->sum[g] = running.sum;
+    partial->sum[g] = running.sum * (1 / kWeightFactor);
   }
   const float unit = (kValues == ValueKind::kRotated ? kTwoBitUnit : 1.0f) *
                      scalbnf(1.0f, static_cast<int>(running.exponent) - 127);
   // Of queries 2c and 2c + 1.
   float totals[4][2];
+  constexpr float kTotalFactor = kValues == ValueKind::kRotated
+                                     ? -kTwoBitHigh / (kWeightFactor * kRotatedFactor * kLowerBit)
+                                     : 1 / (kWeightFactor * kZeroFactor);
 #pragma unroll
   for (uint32_t r = 0; r < 4; ++r) {
-    float total =
-        kValues == ValueKind::kRotated
-            ? (r == 0 ? over_lanes(running.totals[0]) * (-kTwoBitHigh / kWeightFactor) : 0.0f)
-            : over_lanes(running.totals[r]) * (0.0625f / kWeightFactor);
-    totals[r][0] = __shfl_sync(0xFFFFFFFF, total, 8 * c);
-    totals[r][1] = __shfl_sync(0xFFFFFFFF, total, 8 * c + 4);
+    totals[r][0] = __shfl_sync(0xFFFFFFFF, running.totals[0], 4 * r + c) * kTotalFactor;
+    totals[r][1] = __shfl_sync(0xFFFFFFFF, running.totals[1], 4 * r + c) * kTotalFactor;
   }
 #pragma unroll
   for (uint32_t m = 0; m < kDim / 16; ++m) {
     const uint32_t group = kValues == ValueKind::kRotated ? 0 : m / 2;
 #pragma unroll
     for (uint32_t i = 0; i < 4; ++i) {
-      const float x = fmaf(running.levels[m][i], kOutFactor, totals[group][i % 2]) * unit;
+      const float x = fmaf(running.levels[m][i], kOutFactor<kValues>, totals[group][i % 2]) * unit;
       partial->out[2 * c + i % 2][ChannelOf(g, m / 2, m % 2) + i / 2] = x;
     }
   }

@@ -77,14 +77,12 @@ __device__ void Finish(const CellPlan& plan, const AttendArgs& args, size_t row,
 // This thread block's partial to memory for all to see; true in the block that arrives last.
 __device__ inline bool ArriveLast(uint32_t* arrivals, uint32_t expected) {
   __shared__ bool last;
-  __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
-    last = atomicAdd(arrivals, 1) + 1 == expected;
+    last = AddInOrder(arrivals, 1) + 1 == expected;
     if (last) *arrivals = 0;
   }
   __syncthreads();
-  if (last) __threadfence();
   return last;
 }
 

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cuda_fp16.h>
+
 #include <cstdint>
 
 // The instructions that CUDA C++ has no name for, and how large a thread block is.
@@ -28,6 +30,15 @@ __device__ inline uint4 LoadShared(uint32_t shared) {
   uint4 x;
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];\n"
                : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "r"(shared)
+               : "memory");
+  return x;
+}
+
+__device__ inline uint2 LoadSharedPair(uint32_t shared) {
+  uint2 x;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];\n"
+               : "=r"(x.x), "=r"(x.y)
                : "r"(shared)
                : "memory");
   return x;
@@ -82,11 +93,34 @@ __device__ inline void MultiplyHalves(float (&d)[4], uint32_t a0, uint32_t a1, u
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// Two floats as halves, the first in the lower bits.
+__device__ inline uint32_t Halves(float first, float second) {
+  const __half2 x = __floats2half2_rn(first, second);
+  return *reinterpret_cast<const uint32_t*>(&x);
+}
+
 // 2^x.
 __device__ inline float Exp2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
   return y;
+}
+
+// tanh(x) within 1e-6.
+__device__ inline float Tanh(float x) {
+  constexpr float kTwoLog2E = 2.88539008177793f;
+  return 1.0f - __fdividef(2.0f, 1.0f + Exp2(fminf(kTwoLog2E * x, 64.0f)));
+}
+
+// Adds for the whole card to see. What the thread, or before a barrier its thread block, wrote is
+// seen by those who see the sum; and the other way round.
+__device__ inline uint32_t AddInOrder(uint32_t* counter, uint32_t x) {
+  uint32_t before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;\n"
+               : "=r"(before)
+               : "l"(counter), "r"(x)
+               : "memory");
+  return before;
 }
 
 }  // namespace sketchkv::cuda

@@ -265,10 +265,12 @@ __global__ void __launch_bounds__(kThreads, 3)
   for (Segment segment; segments.Next(&segment);) {
     // The warp's steps are number warp, warp + 4, ... of the segment.
     StepRing<Shape, kStages> ring(plan, segment, SharedAddress(shared), warp, kWarps, lane);
+    ring.Begin();
+    WaitForLaunchBefore();
+    AllowNextLaunch();
     QueryOperands<kKeys> query;
     const QueryRows rows = LoadQueries(
         args.queries + size_t{segment.pair} * args.num_queries * kDim, args.num_queries);
-    ring.Begin();
     ProjectQueries(plan, rows, args.num_queries, &room);
     MakeOperands(&room, &query);
     query.step *= args.softmax_scale * kLog2E;
@@ -298,8 +300,10 @@ cudaError_t LaunchAttend(const CellPlan& plan, const AttendArgs& args, cudaStrea
       constexpr uint32_t kBytes =
           kWarps * StepRing<StepShape<kKeys, kValues, true>, kStages>::kBytes;
       static_assert(kBytes >= kWarps * sizeof(Partial));
-      return LaunchKernel(Attend<kKeys, kValues>, args.chain.num_thread_blocks, kThreads, kBytes,
-                          stream, plan, args);
+      const auto launch = args.after_attend ? LaunchEarly<CellPlan, AttendArgs>
+                                            : LaunchKernel<CellPlan, AttendArgs>;
+      return launch(Attend<kKeys, kValues>, args.chain.num_thread_blocks, kThreads, kBytes, stream,
+                    plan, args);
     });
   });
 }

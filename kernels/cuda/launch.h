@@ -80,6 +80,9 @@ struct AttendArgs {
   uint32_t* arrivals;
   float* out;  // [num_sequences][num_kv_heads][num_queries][kDim]
   float* lse;  // [num_sequences][num_kv_heads][num_queries]
+  // The launch before this one in the stream is another LaunchAttend: this one looks for slots and
+  // cells, which that one found already there, before that one ends. Queries may be its results.
+  bool after_attend;
 };
 // Outputs, maxima and sums of what a thread block does of a (sequence, kv head).
 constexpr uint32_t kPartialFloats = kMaxQueries * (kDim + 2);

@@ -56,8 +56,37 @@ cudaError_t LaunchKernel(void (*kernel)(Params...), uint32_t blocks, uint32_t th
   return cudaGetLastError();
 }
 
-// The same for `pieces` of work that warps take in turn: as many thread blocks as the card runs at
-// a time, `resident` a processor, or as there is work for.
+// The same for a kernel that calls WaitForLaunchBefore: as soon as the thread blocks of the kernel
+// before it in the stream have called AllowNextLaunch or ended, if the card can.
+template <typename... Params>
+cudaError_t LaunchEarly(void (*kernel)(Params...), uint32_t blocks, uint32_t threads,
+                        uint32_t shared_bytes, cudaStream_t stream, const Params&... params) {
+  cudaFuncAttributes attributes;
+  if (const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel); error != cudaSuccess) {
+    return error;
+  }
+  // Compiled for less, it does not wait.
+  if (attributes.ptxVersion < 90) {
+    return LaunchKernel(kernel, blocks, threads, shared_bytes, stream, params...);
+  }
+  const cudaError_t set = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                               static_cast<int>(shared_bytes));
+  if (set != cudaSuccess) return set;
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, params...);
+}
+
+// As LaunchKernel, for `pieces` of work that warps take in turn: as many thread blocks as the card
+// runs at a time, `resident` a processor, or as there is work for.
 template <typename... Params>
 cudaError_t LaunchPersistent(void (*kernel)(Params...), uint32_t pieces, uint32_t resident,
                              uint32_t shared_bytes, cudaStream_t stream, const Params&... params) {

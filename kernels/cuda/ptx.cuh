@@ -93,6 +93,20 @@ __device__ inline void MultiplyHalves(float (&d)[4], uint32_t a0, uint32_t a1, u
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// A kernel launched by LaunchEarly begins before the one before it in the stream has ended; what
+// that one wrote is there after this.
+__device__ inline void WaitForLaunchBefore() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;\n" ::: "memory");
+#endif
+}
+// Lets the next one begin, if it may, once all thread blocks have come here.
+__device__ inline void AllowNextLaunch() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+#endif
+}
+
 // Two floats as halves, the first in the lower bits.
 __device__ inline uint32_t Halves(float first, float second) {
   const __half2 x = __floats2half2_rn(first, second);

@@ -129,13 +129,24 @@ class Launch {
     cuda::Schedule(ranges, kHeads, num_blocks, &chain);
     chain.slots = chains.slots->data();
     chain.cell_stride = chains.cell_bytes;
-    attend_ = {chain,      queries_.data(),  num_queries,      0.0884f,
-               0.0f,       partials_.data(), arrivals_.data(), out_.data(),
-               lse_.data()};
+    attend_ = {chain,
+               queries_.data(),
+               num_queries,
+               0.0884f,
+               0.0f,
+               partials_.data(),
+               arrivals_.data(),
+               out_.data(),
+               lse_.data(),
+               false};
     score_ = {chain, queries_.data(), num_queries, scores_.data(), score_stride};
   }
 
-  void Attend(cudaStream_t stream) const { CheckCuda(cuda::LaunchAttend(plan_, attend_, stream)); }
+  void Attend(cudaStream_t stream, bool after_attend = false) const {
+    cuda::AttendArgs args = attend_;
+    args.after_attend = after_attend;
+    CheckCuda(cuda::LaunchAttend(plan_, args, stream));
+  }
   void Score(cudaStream_t stream) const { CheckCuda(cuda::LaunchScore(plan_, score_, stream)); }
 
  private:
@@ -251,7 +262,7 @@ void TimeOne(cudaStream_t stream, uint32_t num_sms) {
       cudaGraph_t graph;
       cudaGraphExec_t instance;
       CheckCuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-      for (const auto& launch : launches) launch->Attend(stream);
+      for (const auto& launch : launches) launch->Attend(stream, launch != launches.front());
       CheckCuda(cudaStreamEndCapture(stream, &graph));
       CheckCuda(cudaGraphInstantiate(&instance, graph, 0));
       const double seconds =

@@ -38,7 +38,7 @@ class Attend final : public GpuContender {
   }
 
  private:
-  void Enqueue(cudaStream_t stream) override { launch_.Attend(stream); }
+  void Enqueue(cudaStream_t stream) override { launch_.Attend(stream, /*after_attend=*/false); }
 
   const std::unique_ptr<GpuChains> chains_;
   const ChainLaunch launch_;
@@ -78,7 +78,9 @@ class AttendOneByOne final : public GpuContender {
     cudaGraph_t graph;
     CheckCuda(cudaStreamCreate(&stream));
     CheckCuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-    for (const auto& launch : launches_) launch->Attend(stream);
+    for (const auto& launch : launches_) {
+      launch->Attend(stream, /*after_attend=*/launch != launches_.front());
+    }
     CheckCuda(cudaStreamEndCapture(stream, &graph));
     CheckCuda(cudaGraphInstantiate(&graph_, graph, 0));
     CheckCuda(cudaGraphDestroy(graph));

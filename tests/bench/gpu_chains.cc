@@ -105,8 +105,10 @@ ChainLaunch::ChainLaunch(const GpuChains& chains, std::span<const cuda::TokenRan
   score_ = {chain, queries_.data(), num_queries, scores_.data(), score_stride};
 }
 
-void ChainLaunch::Attend(cudaStream_t stream) const {
-  CheckCuda(cuda::LaunchAttend(plan_, attend_, stream));
+void ChainLaunch::Attend(cudaStream_t stream, bool after_attend) const {
+  cuda::AttendArgs args = attend_;
+  args.after_attend = after_attend;
+  CheckCuda(cuda::LaunchAttend(plan_, args, stream));
 }
 
 void ChainLaunch::Score(cudaStream_t stream) const {

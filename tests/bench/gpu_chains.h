@@ -38,7 +38,8 @@ class ChainLaunch {
               const std::vector<float>& queries, uint32_t num_queries, uint32_t thread_blocks,
               size_t score_stride);
 
-  void Attend(cudaStream_t stream) const;
+  // after_attend: as in cuda::AttendArgs.
+  void Attend(cudaStream_t stream, bool after_attend) const;
   void Score(cudaStream_t stream) const;
 
  private:

@@ -208,6 +208,40 @@ TEST_P(GpuAttendTest, AttentionIsThatOverDecodedCells) {
   }
 }
 
+TEST_P(GpuAttendTest, QueriesMayBeResultsOfTheLaunchBefore) {
+  const Case& c = GetParam();
+  DeviceArray<float> queries{std::span<const float>(queries_)};
+  DeviceArray<float> partials((c.thread_blocks + c.tokens.size() * kHeads) * cuda::kPartialFloats);
+  DeviceArray<uint32_t> arrivals(c.tokens.size() * kHeads);
+  DeviceArray<float> out(queries_.size()), next(queries_.size()), lse(queries_.size() / kDim);
+  arrivals.Fill(0);
+  cuda::AttendArgs args{};
+  args.chain = chains_->Args(c.begin, c.thread_blocks);
+  args.num_queries = c.num_queries;
+  args.softmax_scale = 0.1f;
+  args.logit_softcap = c.softcap;
+  args.partials = partials.data();
+  args.arrivals = arrivals.data();
+  args.lse = lse.data();
+  const auto run = [&](bool after_attend) {
+    out.Fill(0xFF);
+    next.Fill(0xFF);
+    CheckCuda(cudaDeviceSynchronize());
+    args.queries = queries.data();
+    args.out = out.data();
+    args.after_attend = false;
+    CheckCuda(cuda::LaunchAttend(chains_->plan(), args, nullptr));
+    args.queries = out.data();
+    args.out = next.data();
+    args.after_attend = after_attend;
+    CheckCuda(cuda::LaunchAttend(chains_->plan(), args, nullptr));
+    CheckCuda(cudaDeviceSynchronize());
+    return next.ToHost();
+  };
+  const std::vector<float> expected = run(false), result = run(true);
+  EXPECT_EQ(std::memcmp(expected.data(), result.data(), expected.size() * sizeof(float)), 0);
+}
+
 INSTANTIATE_TEST_SUITE_P(All, GpuAttendTest, ::testing::ValuesIn(Cases()),
                          [](const auto& info) { return info.param.name; });
 

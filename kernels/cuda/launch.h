@@ -93,9 +93,10 @@ struct ScoreArgs {
   uint32_t num_queries;
   // [num_sequences][num_kv_heads][num_queries][stride]: the score of token t of a sequence at
   // t - (token_begin rounded down to 64). Tokens that share a step with tokens asked for are
-  // written too.
-  float* scores;
+  // written too. Floats, or halves, rounded to nearest: infinite where a score is beyond 65,504.
+  void* scores;
   size_t stride;
+  bool as_halves;
 };
 
 // The code book of one kind of codes (kernels/code_book.h).

@@ -139,7 +139,7 @@ class Launch {
                out_.data(),
                lse_.data(),
                false};
-    score_ = {chain, queries_.data(), num_queries, scores_.data(), score_stride};
+    score_ = {chain, queries_.data(), num_queries, scores_.data(), score_stride, false};
   }
 
   void Attend(cudaStream_t stream, bool after_attend = false) const {
@@ -147,7 +147,11 @@ class Launch {
     args.after_attend = after_attend;
     CheckCuda(cuda::LaunchAttend(plan_, args, stream));
   }
-  void Score(cudaStream_t stream) const { CheckCuda(cuda::LaunchScore(plan_, score_, stream)); }
+  void Score(cudaStream_t stream, bool as_halves) const {
+    cuda::ScoreArgs args = score_;
+    args.as_halves = as_halves;
+    CheckCuda(cuda::LaunchScore(plan_, args, stream));
+  }
 
  private:
   cuda::CellPlan plan_;
@@ -181,8 +185,11 @@ void TimeLarge(cudaStream_t stream, uint32_t num_sms) {
         const Launch attend(chains, chains.ranges, num_queries, 3 * num_sms, 0);
         Print("gpu.attend", variant, Time(stream, 21, [&] { attend.Attend(stream); }), bytes);
         const Launch score(chains, chains.ranges, num_queries, 4 * num_sms, kTokens);
-        Print("gpu.score", variant, Time(stream, 21, [&] { score.Score(stream); }),
-              tokens * chains.key_bytes);
+        for (const bool as_halves : {false, true}) {
+          Print("gpu.score", variant + (as_halves ? " halves" : " floats"),
+                Time(stream, 21, [&] { score.Score(stream, as_halves); }),
+                tokens * chains.key_bytes);
+        }
       }
     }
   }

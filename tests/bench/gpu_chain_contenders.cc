@@ -44,13 +44,15 @@ class Attend final : public GpuContender {
   const ChainLaunch launch_;
 };
 
+// Scores are floats, or with option "halves" 1 halves.
 class Score final : public GpuContender {
  public:
   Score(const Options& options, std::unique_ptr<GpuChains> chains, const Numbers& numbers)
       : GpuContender(options),
         chains_(std::move(chains)),
         launch_(*chains_, chains_->sequences, numbers.queries, NumQueries(options),
-                kScoreBlocks * Multiprocessors(), chains_->sequences.front().token_end) {}
+                kScoreBlocks * Multiprocessors(), chains_->sequences.front().token_end,
+                options.Number("halves", 0) != 0) {}
   [[nodiscard]] double bytes_per_unit() const override {
     return chains_->num_cells * chains_->key_bytes;
   }
@@ -63,7 +65,8 @@ class Score final : public GpuContender {
 };
 
 // A launch for each sequence, which stand for the layers of one, in a graph; so that no call finds
-// its tokens in a cache and none waits for the host. A unit is one launch.
+// its tokens in a cache and none waits for the host. A unit is one launch, which looks for cells
+// while the one before it ends.
 class AttendOneByOne final : public GpuContender {
  public:
   AttendOneByOne(const Options& options, std::unique_ptr<GpuChains> chains, const Numbers& numbers)

@@ -80,7 +80,7 @@ absl::StatusOr<std::unique_ptr<GpuChains>> GpuChains::Make(const Options& option
 
 ChainLaunch::ChainLaunch(const GpuChains& chains, std::span<const cuda::TokenRange> sequences,
                          const std::vector<float>& queries, uint32_t num_queries,
-                         uint32_t thread_blocks, size_t score_stride)
+                         uint32_t thread_blocks, size_t score_stride, bool as_halves)
     : plan_(chains.plan),
       queries_(Queries(queries, num_queries, sequences.size())),
       partials_((thread_blocks + sequences.size() * kGpuHeads) * cuda::kPartialFloats),
@@ -102,7 +102,7 @@ ChainLaunch::ChainLaunch(const GpuChains& chains, std::span<const cuda::TokenRan
   attend_.arrivals = arrivals_.data();
   attend_.out = out_.data();
   attend_.lse = lse_.data();
-  score_ = {chain, queries_.data(), num_queries, scores_.data(), score_stride};
+  score_ = {chain, queries_.data(), num_queries, scores_.data(), score_stride, as_halves};
 }
 
 void ChainLaunch::Attend(cudaStream_t stream, bool after_attend) const {

@@ -1,3 +1,6 @@
+#include <cuda_fp16.h>
+
+#include <algorithm>
 #include <cmath>
 #include <ostream>
 #include <string>
@@ -129,6 +132,36 @@ TEST_P(GpuAttendTest, ScoresAreProductsWithDecodedKeys) {
     }
   }
   RecordProperty("worst", std::to_string(worst));
+}
+
+TEST_P(GpuAttendTest, HalvesAreScoresRounded) {
+  const Case& c = GetParam();
+  const size_t stride = (*std::max_element(c.tokens.begin(), c.tokens.end()) + 127) / 64 * 64;
+  DeviceArray<float> queries{std::span<const float>(queries_)};
+  DeviceArray<float> scores(queries_.size() / kDim * stride);
+  DeviceArray<uint16_t> halves(scores.size());
+  scores.Fill(0xFF);
+  halves.Fill(0xFF);
+  cuda::ScoreArgs args{};
+  args.chain = chains_->Args(c.begin, c.thread_blocks);
+  args.queries = queries.data();
+  args.num_queries = c.num_queries;
+  args.scores = scores.data();
+  args.stride = stride;
+  CheckCuda(cuda::LaunchScore(chains_->plan(), args, nullptr));
+  args.scores = halves.data();
+  args.as_halves = true;
+  CheckCuda(cuda::LaunchScore(chains_->plan(), args, nullptr));
+  CheckCuda(cudaDeviceSynchronize());
+  const std::vector<float> exact = scores.ToHost();
+  const std::vector<uint16_t> rounded = halves.ToHost();
+  for (size_t i = 0; i < exact.size(); ++i) {
+    if (std::isnan(exact[i])) {
+      ASSERT_EQ(rounded[i], 0xFFFF) << i << " is not to be written";
+    } else {
+      ASSERT_EQ(rounded[i], __half_as_ushort(__float2half_rn(exact[i]))) << i << " of " << exact[i];
+    }
+  }
 }
 
 TEST_P(GpuAttendTest, AttentionIsThatOverDecodedCells) {

@@ -77,18 +77,20 @@ def _row(card, metric, variant, ours, peers, copy, bar):
     return row
 
 
-def _in_blocks(card, name):
+def _in_blocks(card, name, suffix="", **options):
     """Our kernel over every profile and size of block."""
-    return [card.ours(f"{profile}, {block}-token blocks", name, profile, block=block, **card.large)
+    return [card.ours(f"{profile}, {block}-token blocks{suffix}", name, profile, block=block,
+                      **card.large, **options)
             for profile in PROFILES for block in BLOCKS]
 
 
 def gpu_score(card):
-    """Bytes are those of codes and scales; the scores, which are floats, are written besides."""
+    """Bytes are those of codes and scales; the scores, floats or halves, are written besides."""
     found = []
+    everything = _in_blocks(card, "gpu.score") + \
+        _in_blocks(card, "gpu.score", ", halves", halves=1)
     for block, share in zip(BLOCKS, (0.65, 0.75)):
-        ours = [entry for entry in _in_blocks(card, "gpu.score")
-                if entry.options["block"] == block]
+        ours = [entry for entry in everything if entry.options["block"] == block]
         found += _times(card, "gpu.score", ours, [], Bar(limit_share=share))
     return found
 

@@ -216,8 +216,9 @@ size_t Engine::Scrub(uint64_t* cursor, size_t limit) {
     if (model == nullptr) continue;  // unregistered a moment ago: nobody can read it any more
     if (block.host_stale) continue;  // verified when it is written back
     const CellRange whole = *ResolveRange({}, model->layout());
-    (void)VerifyOrDiscard(
+    const absl::Status on_host = VerifyOrDiscard(
         *model, block, whole, /*meanwhile=*/[] {}, /*use=*/nullptr);
+    if (on_host.ok() && block.gpu != nullptr) gpu_->VerifyCopy(*model, block);
   }
   return pins.size();
 }

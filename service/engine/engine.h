@@ -117,8 +117,8 @@ class Engine {
   // Forgets the model and drops its blocks; returns how many.
   [[nodiscard]] absl::StatusOr<uint64_t> Unregister(uint32_t tenant, const std::string& name);
 
-  // Verifies up to `limit` sealed blocks from *cursor on, of any tenant, and drops the damaged
-  // ones. Moves the cursor on, back to 0 after the last block. Returns how many were verified.
+  // Verifies up to `limit` sealed blocks from *cursor on, of any tenant, and their copies on the
+  // card, and drops the damaged ones. Moves the cursor on, back to 0 after the last block. Returns how many were verified.
   size_t Scrub(uint64_t* cursor, size_t limit);
 
   struct Stats {

@@ -7,6 +7,7 @@
 #include "kernels/base/status_macros.h"
 #include "service/engine/cell_source.h"
 #include "service/engine/checksum.h"
+#include "service/engine/payload.h"
 
 namespace sketchkv {
 namespace {
@@ -84,6 +85,15 @@ absl::Status GpuTier::WriteBack(const ReadPins& pins, size_t index) {
   }
   pool_->MarkWritten(pins, index);
   return absl::OkStatus();
+}
+
+void GpuTier::VerifyCopy(const Model& model, const BlockView& block) {
+  if (failed_) return;
+  const std::shared_ptr<std::byte> copy = NewBytes(block.bytes.size());
+  const std::span<const std::byte> bytes(copy.get(), block.bytes.size());
+  const absl::Status copied = gpu_->CopyToHost({block.gpu, bytes.size()}, copy.get());
+  if (!copied.ok()) return Fail(copied);
+  if (!Verify(model, block, bytes).ok()) pool_->Discard(*block.key);
 }
 
 void GpuTier::NoteUse(const AttentionTarget& target) {

@@ -39,6 +39,8 @@ class GpuTier {
   // the card failed and the block is lost; DATA_LOSS: what came from the card is damaged, and the
   // block dropped.
   [[nodiscard]] absl::Status WriteBack(const ReadPins& pins, size_t index);
+  // Drops a pinned block whose copy on the card is not what was stored.
+  void VerifyCopy(const Model& model, const BlockView& block);
   // Blocks of the target that the host answered are to be copied to the card.
   void NoteUse(const AttentionTarget& target);
 

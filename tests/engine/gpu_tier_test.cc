@@ -278,5 +278,40 @@ TEST(GpuTierTest, DamagedBlockIsDroppedInsteadOfPromoted) {
   EXPECT_THAT(f.engine.Attend(0, request, answer), StatusIs(absl::StatusCode::kNotFound));
 }
 
+TEST(GpuTierTest, ScrubDropsABlockWhoseCopyOnTheCardIsDamaged) {
+  GpuEngine f(kBlocks);
+  f.PutChain(1, 1);
+  f.PutChain(11, 1);
+  uint64_t cursor = 0;
+  EXPECT_EQ(f.engine.Scrub(&cursor, 10), 2);
+  f.ExpectSame({f.Item(1), f.Item(11)});
+  {
+    SKETCHKV_ASSERT_OK_AND_ASSIGN(
+        const ReadPins pins,
+        f.pool.Pin({.fingerprint = f.model->fingerprint, .hash = TestHash(1)}));
+    pins[0].gpu[f.model->codec->cell_offset(1, 1)] ^= std::byte{1};
+  }
+  cursor = 0;
+  EXPECT_EQ(f.engine.Scrub(&cursor, 10), 2);
+  EXPECT_EQ(f.pool.GetStats().discarded_total, 1);
+  f.ExpectSame({f.Item(11)});
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(
+      const ReadPins other,
+      f.pool.Pin({.fingerprint = f.model->fingerprint, .hash = TestHash(11)}));
+  EXPECT_THAT(f.pool.Pin({.fingerprint = f.model->fingerprint, .hash = TestHash(1)}),
+              StatusIs(absl::StatusCode::kNotFound));
+}
+
+TEST(GpuTierTest, ScrubNoticesThatTheCardHasFailedAndDropsNothing) {
+  GpuEngine f(kBlocks);
+  f.PutChain(1, 2);
+  f.gpu.Break();
+  uint64_t cursor = 0;
+  EXPECT_EQ(f.engine.Scrub(&cursor, 10), 2);
+  EXPECT_TRUE(f.tier.failed());
+  EXPECT_EQ(f.pool.GetStats().discarded_total, 0);
+  f.ExpectSame({f.Item(2)});
+}
+
 }  // namespace
 }  // namespace sketchkv

@@ -23,10 +23,11 @@ struct ScoreResult {
 inline constexpr uint32_t kAttentionSplitTokens = 4096;
 
 // Writes to `answer` [AnswerFloats], item after item: the outputs [num_query_tokens, query heads,
-// value_dim], then the log-sum-exps [num_query_tokens, query heads]. Each is written once and none
-// is read. targets[i] belongs to request.items[i]. CANCELLED and DEADLINE_EXCEEDED when the request
-// stopped being wanted on the way: asked before each unit, after which nothing more is written.
-// UNAVAILABLE: the card failed. `gpu` may be null where no target has runs on it.
+// value_dim], then the log-sum-exps [num_query_tokens, query heads]. Read again only
+// where host and card, or several runs on the card, share an item. targets[i] belongs to
+// request.items[i]. CANCELLED and DEADLINE_EXCEEDED when the request stopped being wanted on the
+// way: asked before each unit, after which nothing more is written. UNAVAILABLE: the card failed.
+// `gpu` may be null where no target has runs on it.
 [[nodiscard]] absl::Status ComputeAttention(const AttentionRequest& request,
                                             const AttentionTargets& targets, Executor* executor,
                                             Gpu* gpu, std::span<float> answer);

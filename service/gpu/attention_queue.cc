@@ -10,7 +10,6 @@ absl::Status AttentionQueue::Run(std::span<const GpuAttention> jobs,
                                  const std::shared_ptr<const GpuModel>& model, Place place) {
   Call call;
   MutexLock lock(&mu_);
-  ++stats_.calls;
   for (const GpuAttention& job : jobs) {
     const uint32_t rows = job.query.num_query_tokens * job.query.queries_per_kv_head;
     for (uint32_t row = 0; row < rows; row += cuda::kMaxQueries) {
@@ -51,7 +50,6 @@ void AttentionQueue::RunBatch() {
     // A batch runs without the mutex; `running_` has kept a lane for it.
     std::deque<Waiting> waiting;
     waiting.swap(waiting_);
-    ++stats_.batches;
     mu_.Unlock();
     const Lanes::Hold lane = lanes_->Take();
     AttentionBatch batch(&*lane, lane.index(), tables_);
@@ -73,11 +71,6 @@ void AttentionQueue::RunBatch() {
   }
   --running_;
   changed_.NotifyAll();
-}
-
-AttentionQueue::Stats AttentionQueue::GetStats() {
-  MutexLock lock(&mu_);
-  return stats_;
 }
 
 }  // namespace sketchkv::gpu

@@ -27,12 +27,6 @@ class AttentionQueue {
   [[nodiscard]] absl::Status Run(std::span<const GpuAttention> jobs,
                                  const std::shared_ptr<const GpuModel>& model, Place place);
 
-  struct Stats {
-    uint64_t calls = 0;
-    uint64_t batches = 0;
-  };
-  [[nodiscard]] Stats GetStats();
-
  private:
   struct Call {
     size_t left = 0;  // pieces
@@ -55,7 +49,6 @@ class AttentionQueue {
   CondVar changed_;
   std::deque<Waiting> waiting_ SKETCHKV_GUARDED_BY(mu_);
   size_t running_ SKETCHKV_GUARDED_BY(mu_) = 0;  // batches, at most one a lane
-  Stats stats_ SKETCHKV_GUARDED_BY(mu_);
 };
 
 }  // namespace sketchkv::gpu

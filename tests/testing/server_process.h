@@ -38,13 +38,21 @@ class ServerProcess {
       _exit(127);
     }
     for (int i = 0; i < 3000 && !std::filesystem::exists(port_file_); ++i) {
+      int status = 0;
+      if (waitpid(pid_, &status, WNOHANG) == pid_) {
+        pid_ = 0;
+        ADD_FAILURE() << SKETCHKVD << " ended before it listened, wait status " << status;
+        return;
+      }
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
     }
     std::ifstream(port_file_) >> port_;
   }
   ~ServerProcess() {
-    kill(pid_, SIGTERM);
-    waitpid(pid_, nullptr, 0);
+    if (pid_ > 0) {
+      kill(pid_, SIGTERM);
+      waitpid(pid_, nullptr, 0);
+    }
     std::filesystem::remove(port_file_);
   }
   ServerProcess(const ServerProcess&) = delete;
@@ -64,7 +72,7 @@ class ServerProcess {
 
  private:
   std::filesystem::path port_file_;
-  pid_t pid_ = 0;
+  pid_t pid_ = 0;  // 0: it has ended
   int port_ = 0;
 };
 

@@ -49,7 +49,8 @@ struct Sequence {
   uint32_t token_begin;
   uint32_t token_end;
   // Steps of 64 tokens of the sequences before it. A step begins at a multiple of 64 tokens of the
-  // chain; a sequence of no tokens has one all the same.
+  // chain; a sequence of no tokens has one all the same. Behind its last token a sequence may have
+  // steps of no tokens, so that its last share is whole.
   uint32_t first_step;
 };
 

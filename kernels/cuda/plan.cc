@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <bit>
+#include <limits>
 
+#include "absl/strings/str_format.h"
+#include "kernels/base/checked_math.h"
 #include "kernels/code_book.h"
 #include "kernels/cpu/cpu_codec.h"
 #include "kernels/format.h"
@@ -15,6 +18,22 @@ static_assert(kTrials == kUnitTrials);
 // Steps of a thread block: its four warps take one each, so shares are whole fours.
 constexpr uint32_t kSteps = 4;
 constexpr uint32_t kStepTokens = kStepTiles * kTileTokens;
+// A thread block that goes on to another (sequence, kv head) waits for its queries, slots and first
+// cells once more: about as long as for this many steps.
+constexpr uint32_t kStepsOfStart = 16;
+
+uint64_t StepsOf(const TokenRange& range) {
+  const uint64_t end = RoundUp(range.token_end, kStepTokens) / kStepTokens;
+  const uint64_t begin = range.token_begin / kStepTokens;
+  return std::max(uint64_t{1}, end - std::min(end, begin));
+}
+
+// Shares of at most `share` steps, none of them of two (sequence, kv head) pairs.
+uint64_t NumShares(std::span<const TokenRange> ranges, uint32_t num_kv_heads, uint64_t share) {
+  uint64_t shares = 0;
+  for (const TokenRange& range : ranges) shares += (StepsOf(range) + share - 1) / share;
+  return shares * num_kv_heads;
+}
 
 std::optional<KeyKind> KindOfKeys(const CodecProfile& profile) {
   if (profile.projection != Projection::kHadamard || profile.centering != Centering::kNone ||
@@ -120,23 +139,38 @@ std::optional<CodecPlan> MakeCodecPlan(const KvLayout& layout, const CodecProfil
   return plan;
 }
 
-void Schedule(std::span<const TokenRange> ranges, uint32_t num_kv_heads, uint32_t most,
-              ChainArgs* chain) {
-  uint32_t steps = 0;
+absl::Status Schedule(std::span<const TokenRange> ranges, uint32_t num_kv_heads, uint32_t most,
+                      ChainArgs* chain) {
+  uint64_t all = 0;
+  for (const TokenRange& range : ranges) all += StepsOf(range) * num_kv_heads;
+  const uint64_t equal = RoundUp(std::max<uint64_t>(1, (all + most - 1) / most), kSteps);
+  uint64_t share = equal, padding = 1;
+  for (uint64_t longer = equal; longer <= equal + kStepsOfStart; longer += kSteps) {
+    if (NumShares(ranges, num_kv_heads, longer) > most) continue;
+    share = padding = longer;
+    break;
+  }
+  uint64_t steps = 0;
   for (size_t i = 0; i < ranges.size(); ++i) {
     const TokenRange& range = ranges[i];
-    chain->sequences[i] = {range.first_block, range.token_begin, range.token_end, steps};
-    const uint32_t end_step = (range.token_end + kStepTokens - 1) / kStepTokens;
-    const uint32_t first_step = range.token_begin / kStepTokens;
-    steps += std::max(1u, end_step - std::min(end_step, first_step));
+    chain->sequences[i] = {range.first_block, range.token_begin, range.token_end,
+                           static_cast<uint32_t>(steps)};
+    steps += RoundUp(StepsOf(range), padding);
+  }
+  // Places among all steps, and the end of the last share, have 32 bits.
+  constexpr uint64_t kMost = std::numeric_limits<uint32_t>::max();
+  const uint64_t places = RoundUp(steps * num_kv_heads, share);
+  if (places > kMost) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%d steps of %d tokens over all kv heads of a launch: at most %d", places,
+                        kStepTokens, kMost));
   }
   chain->num_sequences = static_cast<uint32_t>(ranges.size());
-  chain->sequences[chain->num_sequences] = {0, 0, 0, steps};
+  chain->sequences[chain->num_sequences] = {0, 0, 0, static_cast<uint32_t>(steps)};
   chain->num_kv_heads = num_kv_heads;
-  const uint64_t all = uint64_t{steps} * num_kv_heads;
-  const uint64_t share = std::max<uint64_t>(1, (all + most - 1) / most);
-  chain->share = static_cast<uint32_t>((share + kSteps - 1) / kSteps * kSteps);
-  chain->num_thread_blocks = static_cast<uint32_t>((all + chain->share - 1) / chain->share);
+  chain->share = static_cast<uint32_t>(share);
+  chain->num_thread_blocks = static_cast<uint32_t>(places / share);
+  return absl::OkStatus();
 }
 
 }  // namespace sketchkv::cuda

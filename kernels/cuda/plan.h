@@ -4,6 +4,7 @@
 #include <optional>
 #include <span>
 
+#include "absl/status/status.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/layout.h"
 #include "kernels/profile.h"
@@ -30,8 +31,9 @@ struct TokenRange {
 };
 
 // Deals out the steps of a launch over `ranges`, at most kMaxSequences: sets what `chain` says of
-// them. `most`: thread blocks that the card runs at a time, at least 1. At most 2^32 steps in all.
-void Schedule(std::span<const TokenRange> ranges, uint32_t num_kv_heads, uint32_t most,
-              ChainArgs* chain);
+// them. `most`: thread blocks that the card runs at a time, at least 1. Where that costs few steps,
+// no share is of two (sequence, kv head) pairs. InvalidArgument for 2^32 steps in all, or more.
+[[nodiscard]] absl::Status Schedule(std::span<const TokenRange> ranges, uint32_t num_kv_heads,
+                                    uint32_t most, ChainArgs* chain);
 
 }  // namespace sketchkv::cuda

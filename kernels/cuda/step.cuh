@@ -87,7 +87,7 @@ class Segments {
     const uint32_t first = first_of_sequence + segment->head * steps;  // of the pair
     const uint32_t until = min(end_, first + steps);
     segment->begin = s.token_begin / 64 + at_ - first;
-    segment->end = s.token_begin / 64 + until - first;
+    segment->end = min(s.token_begin / 64 + until - first, (s.token_end + 63) / 64);
     segment->token_begin = s.token_begin;
     segment->token_end = s.token_end;
     // Thread block and pair never go back from one segment to the next, and one of them goes on.

@@ -53,9 +53,12 @@ absl::StatusOr<std::unique_ptr<GpuLayer>> GpuLayer::Create(const Model& model, u
   return made;
 }
 
-cuda::ChainArgs GpuLayer::ChainOf(const Queries& queries, uint32_t most) const {
+absl::StatusOr<cuda::ChainArgs> GpuLayer::ChainOf(const Queries& queries, const Lane& lane) const {
+  const uint32_t most = tuned_
+                            ? kThreadBlocks * lane.multiprocessors()
+                            : std::min(max_shares_, cuda::kGeneralWorkers * lane.multiprocessors());
   cuda::ChainArgs chain{};
-  cuda::Schedule(queries.ranges, queries.head_count, most, &chain);
+  SKETCHKV_RETURN_IF_ERROR(cuda::Schedule(queries.ranges, queries.head_count, most, &chain));
   chain.slots = queries.slots;
   chain.cell_offset = cell_offset_ + queries.head_begin * cell_stride_;
   chain.cell_stride = cell_stride_;
@@ -73,9 +76,10 @@ cuda::GeneralPlan GpuLayer::GeneralFrom(uint32_t head_begin) const {
 
 absl::Status GpuLayer::Attend(Lane* lane, const Queries& queries, const AttentionOptions& options,
                               float* out, float* lse) const {
+  SKETCHKV_ASSIGN_OR_RETURN(const cuda::ChainArgs chain, ChainOf(queries, *lane));
   if (tuned_) {
     const cuda::AttendArgs args = {
-        .chain = ChainOf(queries, kThreadBlocks * lane->multiprocessors()),
+        .chain = chain,
         .queries = queries.queries,
         .num_queries = queries.num_queries,
         .softmax_scale = options.softmax_scale,
@@ -88,8 +92,7 @@ absl::Status GpuLayer::Attend(Lane* lane, const Queries& queries, const Attentio
     return CudaStatus(cuda::LaunchAttend(tuned_->cell, args, lane->stream()), "attention");
   }
   const cuda::GeneralAttendArgs args = {
-      .query = {.chain = ChainOf(queries, std::min(max_shares_, cuda::kGeneralWorkers *
-                                                                    lane->multiprocessors())),
+      .query = {.chain = chain,
                 .queries = queries.queries,
                 .num_queries = queries.num_queries,
                 .prepared = lane->prepared()},
@@ -111,23 +114,21 @@ uint32_t GpuLayer::ScoreOffset(uint32_t token_begin) const {
 
 absl::Status GpuLayer::Score(Lane* lane, const Queries& queries, float* scores,
                              size_t stride) const {
+  SKETCHKV_ASSIGN_OR_RETURN(const cuda::ChainArgs chain, ChainOf(queries, *lane));
   if (tuned_) {
-    const cuda::ScoreArgs args = {
-        .chain = ChainOf(queries, kThreadBlocks * lane->multiprocessors()),
-        .queries = queries.queries,
-        .num_queries = queries.num_queries,
-        .scores = scores,
-        .stride = stride};
+    const cuda::ScoreArgs args = {.chain = chain,
+                                  .queries = queries.queries,
+                                  .num_queries = queries.num_queries,
+                                  .scores = scores,
+                                  .stride = stride};
     return CudaStatus(cuda::LaunchScore(tuned_->cell, args, lane->stream()), "scores");
   }
-  const cuda::GeneralScoreArgs args = {
-      .query = {.chain = ChainOf(queries, std::min(max_shares_, cuda::kGeneralWorkers *
-                                                                    lane->multiprocessors())),
-                .queries = queries.queries,
-                .num_queries = queries.num_queries,
-                .prepared = lane->prepared()},
-      .scores = scores,
-      .stride = stride};
+  const cuda::GeneralScoreArgs args = {.query = {.chain = chain,
+                                                 .queries = queries.queries,
+                                                 .num_queries = queries.num_queries,
+                                                 .prepared = lane->prepared()},
+                                       .scores = scores,
+                                       .stride = stride};
   return CudaStatus(cuda::LaunchGeneralScore(GeneralFrom(queries.head_begin), args, lane->stream()),
                     "scores");
 }

@@ -70,7 +70,8 @@ class GpuLayer {
  private:
   GpuLayer() = default;
   [[nodiscard]] bool TunedTakes(const Cells& cells) const;
-  [[nodiscard]] cuda::ChainArgs ChainOf(const Queries& queries, uint32_t most) const;
+  [[nodiscard]] absl::StatusOr<cuda::ChainArgs> ChainOf(const Queries& queries,
+                                                        const Lane& lane) const;
   [[nodiscard]] cuda::GeneralPlan GeneralFrom(uint32_t head_begin) const;
 
   std::optional<cuda::CodecPlan> tuned_;

@@ -126,7 +126,7 @@ class Launch {
         scores_(score_stride * queries_.size() / kDim) {
     arrivals_.Fill(0);
     cuda::ChainArgs chain{};
-    cuda::Schedule(ranges, kHeads, num_blocks, &chain);
+    testing::CheckOk(cuda::Schedule(ranges, kHeads, num_blocks, &chain));
     chain.slots = chains.slots->data();
     chain.cell_stride = chains.cell_bytes;
     attend_ = {chain,

@@ -90,7 +90,7 @@ ChainLaunch::ChainLaunch(const GpuChains& chains, std::span<const cuda::TokenRan
       scores_(score_stride * queries_.size() / kDim) {
   arrivals_.Fill(0);
   cuda::ChainArgs chain{};
-  cuda::Schedule(sequences, kGpuHeads, thread_blocks, &chain);
+  testing::CheckOk(cuda::Schedule(sequences, kGpuHeads, thread_blocks, &chain));
   chain.slots = chains.slots.data();
   chain.cell_offset = chains.cell_offset;
   chain.cell_stride = chains.cell_stride;

@@ -8,6 +8,8 @@
 #include <span>
 #include <vector>
 
+#include "absl/status/status.h"
+
 // Memory of the GPU in tests.
 namespace sketchkv::testing {
 
@@ -15,6 +17,11 @@ namespace sketchkv::testing {
 inline void CheckCuda(cudaError_t error) {
   if (error == cudaSuccess) return;
   std::cerr << "CUDA: " << cudaGetErrorString(error) << std::endl;
+  std::abort();
+}
+inline void CheckOk(const absl::Status& status) {
+  if (status.ok()) return;
+  std::cerr << status << std::endl;
   std::abort();
 }
 

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "kernels/cuda/plan.h"
+#include "tests/gpu/device_array.h"
 #include "tests/gpu/general_cells.h"
 
 // Scores and attention of the general path against sums in double over what the oracle reads in
@@ -101,7 +102,7 @@ class Chains {
       ranges.push_back({chains_[s].first_block, Begin(s), question_.tokens[s]});
     }
     cuda::GeneralQueryArgs args{};
-    cuda::Schedule(ranges, kHeads, question_.workers, &args.chain);
+    CheckOk(cuda::Schedule(ranges, kHeads, question_.workers, &args.chain));
     args.chain.slots = runner.PutAll(slots_);
     args.chain.cell_offset = 0;
     args.chain.cell_stride = subject_.codec().cell_bytes(0);

@@ -72,7 +72,7 @@ cuda::ChainArgs GpuChains::Args(uint32_t begin, uint32_t thread_blocks) const {
     ranges.push_back({chain.first_block, std::min(begin, chain.num_tokens), chain.num_tokens});
   }
   cuda::ChainArgs args{};
-  cuda::Schedule(ranges, num_kv_heads_, thread_blocks, &args);
+  CheckOk(cuda::Schedule(ranges, num_kv_heads_, thread_blocks, &args));
   args.slots = slots_->data();
   args.cell_offset = 0;
   args.cell_stride = codec_->cell_bytes(0);

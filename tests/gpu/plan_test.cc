@@ -62,27 +62,62 @@ TEST(GpuPlanTest, TheSearchTellsApartAllMagnitudesAtWhichLevelsRise) {
   check(three->values, 1);
 }
 
+// Steps that each (sequence, kv head) has places for, of which it needs StepsOf.
+uint32_t PlacesOf(const cuda::ChainArgs& schedule, uint32_t sequence) {
+  return schedule.sequences[sequence + 1].first_step - schedule.sequences[sequence].first_step;
+}
+
+cuda::ChainArgs Scheduled(const std::vector<cuda::TokenRange>& ranges, uint32_t num_kv_heads,
+                          uint32_t most) {
+  cuda::ChainArgs schedule{};
+  const absl::Status status = cuda::Schedule(ranges, num_kv_heads, most, &schedule);
+  EXPECT_TRUE(status.ok()) << status;
+  return schedule;
+}
+
 TEST(GpuPlanTest, AScheduleHasEveryStepAndNoMoreThreadBlocksThanFit) {
   const std::vector<cuda::TokenRange> ranges = {{0, 0, 1},     {1, 0, 64},     {2, 63, 65},
                                                 {4, 100, 100}, {4, 0, 100000}, {2000, 1000, 5000}};
   const std::vector<uint32_t> steps = {1, 1, 2, 1, 1563, 64};
   constexpr uint32_t kHeads = 8;
   for (const uint32_t most : {1u, 7u, 396u, 100000u}) {
-    cuda::ChainArgs schedule{};
-    cuda::Schedule(ranges, kHeads, most, &schedule);
+    const cuda::ChainArgs schedule = Scheduled(ranges, kHeads, most);
     ASSERT_EQ(schedule.num_sequences, ranges.size());
     for (size_t i = 0; i < ranges.size(); ++i) {
       EXPECT_EQ(schedule.sequences[i].first_block, ranges[i].first_block);
-      EXPECT_EQ(schedule.sequences[i + 1].first_step - schedule.sequences[i].first_step, steps[i]);
+      EXPECT_GE(PlacesOf(schedule, i), steps[i]);
+      EXPECT_LT(PlacesOf(schedule, i), steps[i] + schedule.share);
     }
     const uint32_t all = schedule.sequences[ranges.size()].first_step * kHeads;
     EXPECT_LE(schedule.num_thread_blocks, most);
     EXPECT_GE(schedule.num_thread_blocks * schedule.share, all);
     EXPECT_LT((schedule.num_thread_blocks - 1) * schedule.share, all);
   }
-  cuda::ChainArgs none{};
-  cuda::Schedule({}, kHeads, 396, &none);
-  EXPECT_EQ(none.num_thread_blocks, 0);
+  EXPECT_EQ(Scheduled({}, kHeads, 396).num_thread_blocks, 0);
+}
+
+TEST(GpuPlanTest, NoShareIsOfTwoPairsWhereThatCostsFewSteps) {
+  constexpr uint32_t kHeads = 8, kMost = 396;
+  for (const uint32_t tokens : {8192u, 32768u, 32769u, 100000u, 131072u}) {
+    const cuda::ChainArgs schedule = Scheduled({{0, 0, tokens}}, kHeads, kMost);
+    EXPECT_EQ(PlacesOf(schedule, 0) % schedule.share, 0) << tokens;
+    EXPECT_LE(schedule.share, (tokens + 63) / 64 * kHeads / kMost + 4) << tokens;
+    EXPECT_LE(schedule.num_thread_blocks, kMost) << tokens;
+  }
+  // A share for each pair would leave a third of the thread blocks without work.
+  const std::vector<cuda::TokenRange> many(32, {0, 0, 32768});
+  const cuda::ChainArgs schedule = Scheduled(many, kHeads, kMost);
+  EXPECT_EQ(PlacesOf(schedule, 0), 512);
+  EXPECT_EQ(schedule.share, 332);
+}
+
+TEST(GpuPlanTest, RefusesStepsThatDoNotFitTheirNumbers) {
+  const std::vector<cuda::TokenRange> ranges(cuda::kMaxSequences, {0, 0, 1u << 23});
+  cuda::ChainArgs schedule{};
+  EXPECT_TRUE(cuda::Schedule(ranges, 128, 396, &schedule).ok());
+  const absl::Status status = cuda::Schedule(ranges, 256, 396, &schedule);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(status.message(), ::testing::HasSubstr("4294967295"));
 }
 
 TEST(GpuPlanTest, TheLargestShapeFitsTheScratchOfALane) {

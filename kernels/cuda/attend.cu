@@ -9,7 +9,10 @@
 namespace sketchkv::cuda {
 namespace {
 
+constexpr uint32_t kWideWarps = 12;  // as many as a multiprocessor runs
+constexpr uint32_t kNarrowBlocks = kWideWarps / kWarps;
 constexpr uint32_t kStages = 3;  // steps of a warp in shared memory: one at work, two on the way
+constexpr uint32_t kWideBytes = 227 << 10;  // of shared memory, at most, that a wide block takes
 constexpr float kLog2E = 1.44269504088896f;
 
 // Weights, at most 1, are multiplied by it, so that as halves they keep eleven bits down to 2^-18.
@@ -125,10 +128,6 @@ __device__ inline void AddCodes(uint32_t first, uint32_t second, const __half2 (
   }
 }
 
-__device__ inline float PowerOfTwoDown(uint32_t exponent) {  // 2^(127 - exponent)
-  return exponent < 254 ? __uint_as_float((254 - exponent) << 23) : 0x1p-127f;
-}
-
 // Four channels of a tile's codes from two lines, as two pairs of rows of the products.
 template <typename Shape, typename Add>
 __device__ inline void EachPair(uint32_t stage, uint32_t lane, uint32_t r, const Add& add) {
@@ -220,7 +219,8 @@ __device__ inline void AttendStep(const QueryOperands<kKeys>& query, const Atten
 
 // A warp's sums to memory, in the units of values.
 template <ValueKind kValues>
-__device__ void StoreRunning(Running running, uint32_t lane, Partial* partial) {
+__device__ void StoreRunning(Running running, uint32_t num_queries, uint32_t lane,
+                             Partial* partial) {
   const uint32_t g = lane / 4, c = lane % 4;
   const auto over_lanes = [](float x) {
     x += __shfl_xor_sync(0xFFFFFFFF, x, 1);
@@ -243,6 +243,7 @@ __device__ void StoreRunning(Running running, uint32_t lane, Partial* partial) {
     totals[r][0] = __shfl_sync(0xFFFFFFFF, running.totals[0], 4 * r + c) * kTotalFactor;
     totals[r][1] = __shfl_sync(0xFFFFFFFF, running.totals[1], 4 * r + c) * kTotalFactor;
   }
+  if (2 * c >= num_queries) return;
 #pragma unroll
   for (uint32_t m = 0; m < kDim / 16; ++m) {
     const uint32_t group = kValues == ValueKind::kRotated ? 0 : m / 2;
@@ -254,42 +255,66 @@ __device__ void StoreRunning(Running running, uint32_t lane, Partial* partial) {
   }
 }
 
-template <KeyKind kKeys, ValueKind kValues>
-__global__ void __launch_bounds__(kThreads, 3)
+template <KeyKind kKeys, ValueKind kValues, uint32_t kBlockWarps>
+__global__ void __launch_bounds__(32 * kBlockWarps, kWideWarps / kBlockWarps)
     Attend(const __grid_constant__ CellPlan plan, const __grid_constant__ AttendArgs args) {
   using Shape = StepShape<kKeys, kValues, true>;
+  using Ring = StepRing<Shape, kStages>;
+  static_assert(Ring::kBytes >= sizeof(Partial));
   extern __shared__ __align__(128) uint8_t shared[];
   __shared__ QueryRoom<kKeys> room;
   const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   Segments segments(args.chain);
   for (Segment segment; segments.Next(&segment);) {
-    // The warp's steps are number warp, warp + 4, ... of the segment.
-    StepRing<Shape, kStages> ring(plan, segment, SharedAddress(shared), warp, kWarps, lane);
+    // The warp's steps are number warp, warp + kBlockWarps, ... of the segment.
+    Ring ring(plan, segment, SharedAddress(shared), warp, kBlockWarps, lane);
     ring.Begin();
+    // Wide blocks begin all at once, while the launch before merges; what it stores would wait
+    // behind all that they ask for.
+    constexpr bool kFillLater = kBlockWarps == kWideWarps;
+    if constexpr (!kFillLater) ring.Fill();
     WaitForLaunchBefore();
     AllowNextLaunch();
     QueryOperands<kKeys> query;
-    const QueryRows rows = LoadQueries(
+    const QueryRows rows = LoadQueries<kBlockWarps>(
         args.queries + size_t{segment.pair} * args.num_queries * kDim, args.num_queries);
     ProjectQueries(plan, rows, args.num_queries, &room);
-    MakeOperands(&room, &query);
+    if constexpr (kFillLater) ring.Fill();
+    MakeOperands<kKeys, kBlockWarps>(&room, &query);
     query.step *= args.softmax_scale * kLog2E;
     query.base *= args.softmax_scale * kLog2E;
     Running running;
-    for (uint32_t step = segment.begin + warp; step < segment.end; step += kWarps) {
+    for (uint32_t step = segment.begin + warp; step < segment.end; step += kBlockWarps) {
       AttendStep<Shape, kKeys, kValues>(query, args, segment, step, ring.Next(), lane, &running);
     }
     WaitForCopies<0>();
+    __syncwarp();
+    // Each warp where its ring was.
+    StoreRunning<kValues>(running, args.num_queries, lane,
+                          reinterpret_cast<Partial*>(shared + warp * Ring::kBytes));
     __syncthreads();
-    auto* const of_warps = reinterpret_cast<Partial*>(shared);
-    StoreRunning<kValues>(running, lane, of_warps + warp);
-    __syncthreads();
-    StoreSegment<kValues>(plan, args, segment, of_warps);
+    StoreSegment<kValues, kBlockWarps>(plan, args, segment, shared, Ring::kBytes);
     __syncthreads();
   }
 }
 
 }  // namespace
+
+cudaError_t AttendBlocks(ThreadBlocks* blocks) {
+  int device = 0, processors = 0, shared_bytes = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  }
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  }
+  if (error != cudaSuccess) return error;
+  blocks->narrow = kNarrowBlocks * static_cast<uint32_t>(processors);
+  blocks->wide =
+      static_cast<uint32_t>(shared_bytes) < kWideBytes ? 0 : static_cast<uint32_t>(processors);
+  return cudaSuccess;
+}
 
 cudaError_t LaunchAttend(const CellPlan& plan, const AttendArgs& args, cudaStream_t stream) {
   if (args.chain.num_thread_blocks == 0) return cudaSuccess;
@@ -297,13 +322,15 @@ cudaError_t LaunchAttend(const CellPlan& plan, const AttendArgs& args, cudaStrea
     return WithValueKind(plan, [&](auto values) {
       constexpr KeyKind kKeys = decltype(keys)::value;
       constexpr ValueKind kValues = decltype(values)::value;
-      constexpr uint32_t kBytes =
-          kWarps * StepRing<StepShape<kKeys, kValues, true>, kStages>::kBytes;
-      static_assert(kBytes >= kWarps * sizeof(Partial));
+      constexpr uint32_t kBytes = StepRing<StepShape<kKeys, kValues, true>, kStages>::kBytes;
+      static_assert(kWideWarps * kBytes + sizeof(QueryRoom<kKeys>) <= kWideBytes);
       const auto launch = args.after_attend ? LaunchEarly<CellPlan, AttendArgs>
                                             : LaunchKernel<CellPlan, AttendArgs>;
-      return launch(Attend<kKeys, kValues>, args.chain.num_thread_blocks, kThreads, kBytes, stream,
-                    plan, args);
+      const auto kernel =
+          args.chain.wide ? Attend<kKeys, kValues, kWideWarps> : Attend<kKeys, kValues, kWarps>;
+      const uint32_t warps = args.chain.wide ? kWideWarps : kWarps;
+      return launch(kernel, args.chain.num_thread_blocks, 32 * warps, warps * kBytes, stream, plan,
+                    args);
     });
   });
 }

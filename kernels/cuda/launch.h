@@ -54,6 +54,13 @@ struct Sequence {
   uint32_t first_step;
 };
 
+// Thread blocks that a card runs at a time. A wide one has as many warps as a multiprocessor runs,
+// so that there are fewer partials to merge; but while it begins, nothing else runs in its place.
+struct ThreadBlocks {
+  uint32_t narrow;
+  uint32_t wide = 0;  // 0: none
+};
+
 // Which cells a launch reads, and how. The steps of all (sequence, kv head) pairs in a row are
 // dealt out to thread blocks, `share` to each.
 struct ChainArgs {
@@ -65,6 +72,7 @@ struct ChainArgs {
   uint32_t num_kv_heads;
   uint32_t share;
   uint32_t num_thread_blocks;
+  bool wide;           // LaunchAttend: its thread blocks are wide ones
   size_t cell_offset;  // of kv head 0's cell in a slot
   size_t cell_stride;  // from head to head
 };
@@ -172,6 +180,8 @@ struct ChecksumArgs {
   uint32_t* checksums;  // [num_cells]: the lower half of XXH3, 64 bits, with the cell's seed
 };
 
+// Those of LaunchAttend on the current device.
+cudaError_t AttendBlocks(ThreadBlocks* blocks);
 // Results are there when the stream has come so far. Relative error below 1e-3 of the
 // CPU's (README.md).
 cudaError_t LaunchAttend(const CellPlan& plan, const AttendArgs& args, cudaStream_t stream);

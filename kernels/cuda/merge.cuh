@@ -22,31 +22,37 @@ struct Merged {
   float out[4];
 };
 
-// partial(i) for i < count: one of the query's. The loads of several are under way at once.
-template <typename GetPartial>
-__device__ Merged Merge(uint32_t count, uint32_t q, uint32_t lane, const GetPartial& partial) {
+// Partials whose loads are all on their way at once.
+constexpr uint32_t kPartialsAtOnce = 24;
+
+// The partials of query q, `count` of them.
+__device__ inline Merged Merge(const Partial* partials, uint32_t count, uint32_t q, uint32_t lane) {
   Merged merged = {-INFINITY, 0.0f, {}};
-  for (uint32_t i = lane; i < count; i += 32) {
-    merged.max = fmaxf(merged.max, __ldcg(partial(i).max + q));
-  }
-  merged.max = LargestOfWarp(merged.max);
-  const float max = merged.max == -INFINITY ? 0.0f : merged.max;
-  for (uint32_t first = 0; first < count; first += 32) {
-    float weight = 0.0f;
-    if (first + lane < count) {
-      const Partial& own = partial(first + lane);
-      weight = Exp2(__ldcg(own.max + q) - max);
-      merged.sum += weight * __ldcg(own.sum + q);
+  for (uint32_t first = 0; first < count; first += kPartialsAtOnce) {
+    const bool has_own = lane < kPartialsAtOnce && first + lane < count;
+    const float own_max = has_own ? __ldcg(partials[first + lane].max + q) : -INFINITY;
+    const float own_sum = has_own ? __ldcg(partials[first + lane].sum + q) : 0.0f;
+    float4 rows[kPartialsAtOnce];
+#pragma unroll
+    for (uint32_t i = 0; i < kPartialsAtOnce; ++i) {
+      rows[i] = first + i < count
+                    ? __ldcg(reinterpret_cast<const float4*>(partials[first + i].out[q]) + lane)
+                    : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     }
-    const uint32_t some = min(32u, count - first);
-#pragma unroll 16
-    for (uint32_t i = 0; i < some; ++i) {
+    const float largest = fmaxf(merged.max, LargestOfWarp(own_max));
+    const float max = largest == -INFINITY ? 0.0f : largest;
+    const float before = Exp2(merged.max - max), weight = Exp2(own_max - max);
+    merged.max = largest;
+    merged.sum = fmaf(weight, own_sum, before * merged.sum);
+#pragma unroll
+    for (float& x : merged.out) x *= before;
+#pragma unroll
+    for (uint32_t i = 0; i < kPartialsAtOnce; ++i) {
       const float w = __shfl_sync(0xFFFFFFFF, weight, i);
-      const float4 x = __ldcg(reinterpret_cast<const float4*>(partial(first + i).out[q]) + lane);
-      merged.out[0] = fmaf(w, x.x, merged.out[0]);
-      merged.out[1] = fmaf(w, x.y, merged.out[1]);
-      merged.out[2] = fmaf(w, x.z, merged.out[2]);
-      merged.out[3] = fmaf(w, x.w, merged.out[3]);
+      merged.out[0] = fmaf(w, rows[i].x, merged.out[0]);
+      merged.out[1] = fmaf(w, rows[i].y, merged.out[1]);
+      merged.out[2] = fmaf(w, rows[i].z, merged.out[2]);
+      merged.out[3] = fmaf(w, rows[i].w, merged.out[3]);
     }
   }
   merged.sum = SumOfWarp(merged.sum);
@@ -86,23 +92,27 @@ __device__ inline bool ArriveLast(uint32_t* arrivals, uint32_t expected) {
   return last;
 }
 
-// From the warps' partials in shared memory to the pair's result, or to this block's share of it.
-template <ValueKind kValues>
+// From the partials of the block's warps in shared memory, `stride` bytes apart, to the pair's
+// result, or to this block's share of it.
+template <ValueKind kValues, uint32_t kBlockWarps>
 __device__ void StoreSegment(const CellPlan& plan, const AttendArgs& args, const Segment& segment,
-                             const Partial* of_warps) {
+                             const uint8_t* of_warps, uint32_t stride) {
   const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   auto* const stored = reinterpret_cast<Partial*>(args.partials);
   const size_t row = size_t{segment.pair} * args.num_queries;
-  for (uint32_t q = warp; q < args.num_queries; q += kWarps) {
+  const auto of_warp = [&](uint32_t w) -> const Partial& {
+    return *reinterpret_cast<const Partial*>(of_warps + w * stride);
+  };
+  for (uint32_t q = warp; q < args.num_queries; q += kBlockWarps) {
     Merged merged = {-INFINITY, 0.0f, {}};
 #pragma unroll
-    for (uint32_t w = 0; w < kWarps; ++w) merged.max = fmaxf(merged.max, of_warps[w].max[q]);
+    for (uint32_t w = 0; w < kBlockWarps; ++w) merged.max = fmaxf(merged.max, of_warp(w).max[q]);
     const float max = merged.max == -INFINITY ? 0.0f : merged.max;
 #pragma unroll
-    for (uint32_t w = 0; w < kWarps; ++w) {
-      const float weight = Exp2(of_warps[w].max[q] - max);
-      const float4 x = reinterpret_cast<const float4*>(of_warps[w].out[q])[lane];
-      merged.sum += weight * of_warps[w].sum[q];
+    for (uint32_t w = 0; w < kBlockWarps; ++w) {
+      const float weight = Exp2(of_warp(w).max[q] - max);
+      const float4 x = reinterpret_cast<const float4*>(of_warp(w).out[q])[lane];
+      merged.sum += weight * of_warp(w).sum[q];
       merged.out[0] = fmaf(weight, x.x, merged.out[0]);
       merged.out[1] = fmaf(weight, x.y, merged.out[1]);
       merged.out[2] = fmaf(weight, x.z, merged.out[2]);
@@ -124,11 +134,9 @@ __device__ void StoreSegment(const CellPlan& plan, const AttendArgs& args, const
       !ArriveLast(args.arrivals + segment.pair, segment.num_partials)) {
     return;
   }
-  for (uint32_t q = warp; q < args.num_queries; q += kWarps) {
-    const auto partial = [&](uint32_t i) -> const Partial& {
-      return stored[segment.first_partial + i];
-    };
-    Finish<kValues>(plan, args, row + q, lane, Merge(segment.num_partials, q, lane, partial));
+  for (uint32_t q = warp; q < args.num_queries; q += kBlockWarps) {
+    Finish<kValues>(plan, args, row + q, lane,
+                    Merge(stored + segment.first_partial, segment.num_partials, q, lane));
   }
 }
 

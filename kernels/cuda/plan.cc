@@ -15,11 +15,11 @@ namespace {
 
 static_assert(kTrials == kUnitTrials);
 
-// Steps of a thread block: its four warps take one each, so shares are whole fours.
+// Warps take a step each and four of them run side by side, so shares are whole fours.
 constexpr uint32_t kSteps = 4;
 constexpr uint32_t kStepTokens = kStepTiles * kTileTokens;
-// A thread block that goes on to another (sequence, kv head) waits for its queries, slots and first
-// cells once more: about as long as for this many steps.
+// A narrow thread block that goes on to another (sequence, kv head) waits for its queries, slots
+// and first cells once more: about as long as for this many steps.
 constexpr uint32_t kStepsOfStart = 16;
 
 uint64_t StepsOf(const TokenRange& range) {
@@ -28,11 +28,21 @@ uint64_t StepsOf(const TokenRange& range) {
   return std::max(uint64_t{1}, end - std::min(end, begin));
 }
 
-// Shares of at most `share` steps, none of them of two (sequence, kv head) pairs.
-uint64_t NumShares(std::span<const TokenRange> ranges, uint32_t num_kv_heads, uint64_t share) {
-  uint64_t shares = 0;
-  for (const TokenRange& range : ranges) shares += (StepsOf(range) + share - 1) / share;
-  return shares * num_kv_heads;
+// Steps of each thread block if they are dealt out equally.
+uint64_t EqualShare(uint64_t steps, uint32_t most) {
+  return RoundUp(std::max<uint64_t>(1, (steps + most - 1) / most), kSteps);
+}
+
+// The shortest shares, up to `longest`, of which none is of two (sequence, kv head) pairs and there
+// are at most `most`.
+std::optional<uint64_t> ShareOfOnePair(std::span<const TokenRange> ranges, uint32_t num_kv_heads,
+                                       uint32_t most, uint64_t shortest, uint64_t longest) {
+  for (uint64_t share = shortest; share <= longest; share += kSteps) {
+    uint64_t shares = 0;
+    for (const TokenRange& range : ranges) shares += (StepsOf(range) + share - 1) / share;
+    if (shares * num_kv_heads <= most) return share;
+  }
+  return std::nullopt;
 }
 
 std::optional<KeyKind> KindOfKeys(const CodecProfile& profile) {
@@ -139,23 +149,30 @@ std::optional<CodecPlan> MakeCodecPlan(const KvLayout& layout, const CodecProfil
   return plan;
 }
 
-absl::Status Schedule(std::span<const TokenRange> ranges, uint32_t num_kv_heads, uint32_t most,
-                      ChainArgs* chain) {
+absl::Status Schedule(std::span<const TokenRange> ranges, uint32_t num_kv_heads,
+                      const ThreadBlocks& most, ChainArgs* chain) {
   uint64_t all = 0;
   for (const TokenRange& range : ranges) all += StepsOf(range) * num_kv_heads;
-  const uint64_t equal = RoundUp(std::max<uint64_t>(1, (all + most - 1) / most), kSteps);
-  uint64_t share = equal, padding = 1;
-  for (uint64_t longer = equal; longer <= equal + kStepsOfStart; longer += kSteps) {
-    if (NumShares(ranges, num_kv_heads, longer) > most) continue;
-    share = padding = longer;
-    break;
+  std::optional<uint64_t> of_one_pair;
+  if (most.wide > 0) {
+    const uint64_t equal = EqualShare(all, most.wide);
+    of_one_pair = ShareOfOnePair(ranges, num_kv_heads, most.wide, equal,
+                                 equal + kStepsOfStart * most.narrow / most.wide);
   }
+  chain->wide = of_one_pair.has_value();
+  const uint64_t equal = EqualShare(all, most.narrow);
+  if (!chain->wide) {
+    of_one_pair = ShareOfOnePair(ranges, num_kv_heads, most.narrow, equal, equal + kStepsOfStart);
+  }
+  const uint64_t share = of_one_pair.value_or(equal);
+  // Pairs have whole shares then, the last one partly of no tokens.
+  const uint64_t unit = of_one_pair.value_or(1);
   uint64_t steps = 0;
   for (size_t i = 0; i < ranges.size(); ++i) {
     const TokenRange& range = ranges[i];
     chain->sequences[i] = {range.first_block, range.token_begin, range.token_end,
                            static_cast<uint32_t>(steps)};
-    steps += RoundUp(StepsOf(range), padding);
+    steps += RoundUp(StepsOf(range), unit);
   }
   // Places among all steps, and the end of the last share, have 32 bits.
   constexpr uint64_t kMost = std::numeric_limits<uint32_t>::max();

@@ -31,9 +31,10 @@ struct TokenRange {
 };
 
 // Deals out the steps of a launch over `ranges`, at most kMaxSequences: sets what `chain` says of
-// them. `most`: thread blocks that the card runs at a time, at least 1. Where that costs few steps,
-// no share is of two (sequence, kv head) pairs. InvalidArgument for 2^32 steps in all, or more.
+// them. `most.narrow` is at least 1. Where that costs few steps, no share is of two (sequence, kv
+// head) pairs, and thread blocks are wide ones if there are such. InvalidArgument for 2^32 steps in
+// all, or more.
 [[nodiscard]] absl::Status Schedule(std::span<const TokenRange> ranges, uint32_t num_kv_heads,
-                                    uint32_t most, ChainArgs* chain);
+                                    const ThreadBlocks& most, ChainArgs* chain);
 
 }  // namespace sketchkv::cuda

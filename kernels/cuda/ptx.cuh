@@ -113,6 +113,14 @@ __device__ inline uint32_t Halves(float first, float second) {
   return *reinterpret_cast<const uint32_t*>(&x);
 }
 
+// 2^(127 - exponent) and 2^(exponent - 127), of an exponent as floats have it.
+__device__ inline float PowerOfTwoDown(uint32_t exponent) {
+  return exponent < 254 ? __uint_as_float((254 - exponent) << 23) : 0x1p-127f;
+}
+__device__ inline float PowerOfTwoUp(uint32_t exponent) {
+  return exponent > 0 ? __uint_as_float(exponent << 23) : 0x1p-127f;
+}
+
 // 2^x.
 __device__ inline float Exp2(float x) {
   float y;

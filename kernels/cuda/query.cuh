@@ -45,6 +45,10 @@ __device__ inline float LargestOfWarp(float x) {
   for (uint32_t h = 16; h > 0; h /= 2) x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFF, x, h));
   return x;
 }
+// The same of numbers that are not negative, in one instruction.
+__device__ inline float LargestMagnitude(float x) {
+  return __uint_as_float(__reduce_max_sync(0xFFFFFFFF, __float_as_uint(x)));
+}
 __device__ inline float SumOfWarp(float x) {
 #pragma unroll
   for (uint32_t h = 16; h > 0; h /= 2) x += __shfl_xor_sync(0xFFFFFFFF, x, h);
@@ -61,15 +65,18 @@ struct alignas(16) QueryRoom {
   float base[kMaxQueries];
 };
 
-// A warp's queries of one (sequence, kv head): numbers warp, warp + 4, ...
+// A warp's queries of one (sequence, kv head): numbers warp, warp + kBlockWarps, ...
+template <uint32_t kBlockWarps>
 struct QueryRows {
-  float4 rows[kMaxQueries / kWarps];
+  static constexpr uint32_t kEach = (kMaxQueries + kBlockWarps - 1) / kBlockWarps;
+  float4 rows[kEach];
 };
-__device__ inline QueryRows LoadQueries(const float* queries, uint32_t num_queries) {
-  QueryRows loaded = {};
+template <uint32_t kBlockWarps>
+__device__ inline QueryRows<kBlockWarps> LoadQueries(const float* queries, uint32_t num_queries) {
+  QueryRows<kBlockWarps> loaded = {};
 #pragma unroll
-  for (uint32_t i = 0; i < kMaxQueries / kWarps; ++i) {
-    const uint32_t q = threadIdx.x / 32 + i * kWarps;
+  for (uint32_t i = 0; i < loaded.kEach; ++i) {
+    const uint32_t q = threadIdx.x / 32 + i * kBlockWarps;
     if (q < num_queries) {
       loaded.rows[i] = reinterpret_cast<const float4*>(queries + q * kDim)[threadIdx.x % 32];
     }
@@ -78,14 +85,15 @@ __device__ inline QueryRows LoadQueries(const float* queries, uint32_t num_queri
 }
 
 // The whole block projects them. Ends with a barrier.
-template <KeyKind kKeys>
-__device__ void ProjectQueries(const CellPlan& plan, const QueryRows& queries, uint32_t num_queries,
-                               QueryRoom<kKeys>* room) {
+template <KeyKind kKeys, uint32_t kBlockWarps>
+__device__ void ProjectQueries(const CellPlan& plan, const QueryRows<kBlockWarps>& queries,
+                               uint32_t num_queries, QueryRoom<kKeys>* room) {
   constexpr uint32_t kBlocks = QueryRoom<kKeys>::kRows / kDim;
   const uint32_t lane = threadIdx.x % 32;
 #pragma unroll
-  for (uint32_t r = 0; r < kMaxQueries / kWarps; ++r) {
-    const uint32_t q = threadIdx.x / 32 + r * kWarps;
+  for (uint32_t r = 0; r < queries.kEach; ++r) {
+    const uint32_t q = threadIdx.x / 32 + r * kBlockWarps;
+    if (q >= kMaxQueries) continue;
     if (q >= num_queries) {
       for (uint32_t block = 0; block < kBlocks; ++block) {
         reinterpret_cast<float4*>(room->projected[q] + block * kDim)[lane] = {};
@@ -96,10 +104,11 @@ __device__ void ProjectQueries(const CellPlan& plan, const QueryRows& queries, u
     float x[4] = {queries.rows[r].x, queries.rows[r].y, queries.rows[r].z, queries.rows[r].w};
     // Over a power of two, so that sums do not overflow.
     float largest =
-        LargestOfWarp(fmaxf(fmaxf(fabsf(x[0]), fabsf(x[1])), fmaxf(fabsf(x[2]), fabsf(x[3]))));
-    const int exponent = largest > 0.0f ? ilogbf(largest) : 0;
+        LargestMagnitude(fmaxf(fmaxf(fabsf(x[0]), fabsf(x[1])), fmaxf(fabsf(x[2]), fabsf(x[3]))));
+    const uint32_t exponent = __float_as_uint(largest) >> 23;  // biased
+    const float down = PowerOfTwoDown(exponent), up = PowerOfTwoUp(exponent);
 #pragma unroll
-    for (float& y : x) y = scalbnf(y, -exponent);
+    for (float& y : x) y *= down;
     float y[kBlocks][4];
     largest = 0.0f;
     float base = 0.0f;
@@ -121,7 +130,7 @@ __device__ void ProjectQueries(const CellPlan& plan, const QueryRows& queries, u
         }
       }
     }
-    largest = LargestOfWarp(largest);
+    largest = LargestMagnitude(largest);
     base = SumOfWarp(base);
     // The largest coefficient of a row, over the number its bit stands for.
     constexpr float kLargestWeight = kKeys == KeyKind::kSigns ? 2.0f
@@ -129,7 +138,7 @@ __device__ void ProjectQueries(const CellPlan& plan, const QueryRows& queries, u
                                          ? (kTwoBitHigh - kTwoBitLow) * kTwoBitUnit
                                          : kSpreadHighest * kSpreadUnit / 4;
     const float step = largest * kLargestWeight / kLargestInteger;
-    const float inverse = step > 0.0f ? 1.0f / step : 0.0f;
+    const float inverse = step > 0.0f ? __fdividef(1.0f, step) : 0.0f;
 #pragma unroll
     for (uint32_t block = 0; block < kBlocks; ++block) {
       const float4 scaled = {y[block][0] * inverse, y[block][1] * inverse, y[block][2] * inverse,
@@ -137,8 +146,8 @@ __device__ void ProjectQueries(const CellPlan& plan, const QueryRows& queries, u
       reinterpret_cast<float4*>(room->projected[q] + block * kDim)[lane] = scaled;
     }
     if (lane == 0) {
-      room->step[q] = scalbnf(step, exponent);
-      room->base[q] = scalbnf(base, exponent);
+      room->step[q] = step * up;
+      room->base[q] = base * up;
     }
   }
   __syncthreads();
@@ -175,11 +184,11 @@ struct QueryOperands {
 };
 
 // The block's warps make some operands each, since all want the same. Takes the room for them.
-template <KeyKind kKeys>
+template <KeyKind kKeys, uint32_t kBlockWarps>
 __device__ void MakeOperands(QueryRoom<kKeys>* room, QueryOperands<kKeys>* own) {
   using Operands = QueryOperands<kKeys>;
   constexpr uint32_t kProducts = Operands::kWordsOfLane * Operands::kProducts;
-  constexpr uint32_t kEach = (kProducts + kWarps - 1) / kWarps;
+  constexpr uint32_t kEach = (kProducts + kBlockWarps - 1) / kBlockWarps;
   static_assert(sizeof(room->projected) >= kProducts * 32 * sizeof(uint4));
   const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4;
   own->step = room->step[g];
@@ -188,7 +197,7 @@ __device__ void MakeOperands(QueryRoom<kKeys>* room, QueryOperands<kKeys>* own) 
   uint4 made[kEach];
 #pragma unroll
   for (uint32_t e = 0; e < kEach; ++e) {
-    const uint32_t p = min(warp + e * kWarps, kProducts - 1);
+    const uint32_t p = min(warp + e * kBlockWarps, kProducts - 1);
     const uint32_t word = c + p / Operands::kProducts * 4;
     uint32_t upper[2] = {}, lower[2] = {};
 #pragma unroll
@@ -205,7 +214,8 @@ __device__ void MakeOperands(QueryRoom<kKeys>* room, QueryOperands<kKeys>* own) 
   auto* const operands = reinterpret_cast<uint4*>(room->projected);
 #pragma unroll
   for (uint32_t e = 0; e < kEach; ++e) {
-    if (warp + e * kWarps < kProducts) operands[(warp + e * kWarps) * 32 + lane] = made[e];
+    const uint32_t p = warp + e * kBlockWarps;
+    if (p < kProducts) operands[p * 32 + lane] = made[e];
   }
   __syncthreads();
 #pragma unroll

@@ -58,10 +58,11 @@ __global__ void __launch_bounds__(kThreads, 4)
     StepRing<Shape, kStages> ring(plan, segment, SharedAddress(shared), warp, kWarps, lane);
     const size_t row = size_t{segment.pair} * args.num_queries;
     QueryOperands<kKeys> query;
-    const QueryRows rows = LoadQueries(args.queries + row * kDim, args.num_queries);
+    const QueryRows rows = LoadQueries<kWarps>(args.queries + row * kDim, args.num_queries);
     ring.Begin();
+    ring.Fill();
     ProjectQueries(plan, rows, args.num_queries, &room);
-    MakeOperands(&room, &query);
+    MakeOperands<kKeys, kWarps>(&room, &query);
     auto* const out = static_cast<Score*>(args.scores) + row * args.stride;
     for (uint32_t step = segment.begin + warp; step < segment.end; step += kWarps) {
       const uint32_t stage = ring.Next();

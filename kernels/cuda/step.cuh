@@ -192,9 +192,11 @@ class StepRing {
 #pragma unroll
     for (uint32_t i = 0; i < kStages; ++i) slots_[i] = LookUp(next_ + i * stride_);
   }
-  __device__ void Begin() {
+  // The first step is on its way after Begin, all but the last of the ring after Fill.
+  __device__ void Begin() { Copy(0); }
+  __device__ void Fill() {
 #pragma unroll
-    for (uint32_t i = 0; i + 1 < kStages; ++i) Copy(i);
+    for (uint32_t i = 1; i + 1 < kStages; ++i) Copy(i);
   }
 
   // Shared memory of the warp's next step, whole; the warp is done with the one before.

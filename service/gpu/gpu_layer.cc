@@ -11,8 +11,8 @@ namespace sketchkv::gpu {
 namespace {
 
 constexpr uint32_t kStepTokens = 64;
-// Of the tuned kernels, as many as a multiprocessor runs at a time (kernels/cuda/attend.cu).
-constexpr uint32_t kThreadBlocks = 3;
+// Thread blocks of the tuned kernel of scores that a multiprocessor has work for.
+constexpr uint32_t kScoreBlocks = 3;
 constexpr size_t kTunedAlignment = 16;  // of rows
 
 std::vector<const HeadTable*> TablesOf(const Model& model, uint32_t layer) {
@@ -53,16 +53,18 @@ absl::StatusOr<std::unique_ptr<GpuLayer>> GpuLayer::Create(const Model& model, u
   return made;
 }
 
-absl::StatusOr<cuda::ChainArgs> GpuLayer::ChainOf(const Queries& queries, const Lane& lane) const {
-  const uint32_t most = tuned_
-                            ? kThreadBlocks * lane.multiprocessors()
-                            : std::min(max_shares_, cuda::kGeneralWorkers * lane.multiprocessors());
+absl::StatusOr<cuda::ChainArgs> GpuLayer::ChainOf(const Queries& queries,
+                                                  const cuda::ThreadBlocks& most) const {
   cuda::ChainArgs chain{};
   SKETCHKV_RETURN_IF_ERROR(cuda::Schedule(queries.ranges, queries.head_count, most, &chain));
   chain.slots = queries.slots;
   chain.cell_offset = cell_offset_ + queries.head_begin * cell_stride_;
   chain.cell_stride = cell_stride_;
   return chain;
+}
+
+cuda::ThreadBlocks GpuLayer::GeneralBlocks(const Lane& lane) const {
+  return {std::min(max_shares_, cuda::kGeneralWorkers * lane.multiprocessors())};
 }
 
 cuda::GeneralPlan GpuLayer::GeneralFrom(uint32_t head_begin) const {
@@ -76,7 +78,9 @@ cuda::GeneralPlan GpuLayer::GeneralFrom(uint32_t head_begin) const {
 
 absl::Status GpuLayer::Attend(Lane* lane, const Queries& queries, const AttentionOptions& options,
                               float* out, float* lse) const {
-  SKETCHKV_ASSIGN_OR_RETURN(const cuda::ChainArgs chain, ChainOf(queries, *lane));
+  SKETCHKV_ASSIGN_OR_RETURN(
+      const cuda::ChainArgs chain,
+      ChainOf(queries, tuned_ ? lane->attend_blocks() : GeneralBlocks(*lane)));
   if (tuned_) {
     const cuda::AttendArgs args = {
         .chain = chain,
@@ -114,7 +118,10 @@ uint32_t GpuLayer::ScoreOffset(uint32_t token_begin) const {
 
 absl::Status GpuLayer::Score(Lane* lane, const Queries& queries, float* scores,
                              size_t stride) const {
-  SKETCHKV_ASSIGN_OR_RETURN(const cuda::ChainArgs chain, ChainOf(queries, *lane));
+  SKETCHKV_ASSIGN_OR_RETURN(
+      const cuda::ChainArgs chain,
+      ChainOf(queries, tuned_ ? cuda::ThreadBlocks{kScoreBlocks * lane->multiprocessors()}
+                              : GeneralBlocks(*lane)));
   if (tuned_) {
     const cuda::ScoreArgs args = {.chain = chain,
                                   .queries = queries.queries,

@@ -71,7 +71,8 @@ class GpuLayer {
   GpuLayer() = default;
   [[nodiscard]] bool TunedTakes(const Cells& cells) const;
   [[nodiscard]] absl::StatusOr<cuda::ChainArgs> ChainOf(const Queries& queries,
-                                                        const Lane& lane) const;
+                                                        const cuda::ThreadBlocks& most) const;
+  [[nodiscard]] cuda::ThreadBlocks GeneralBlocks(const Lane& lane) const;
   [[nodiscard]] cuda::GeneralPlan GeneralFrom(uint32_t head_begin) const;
 
   std::optional<cuda::CodecPlan> tuned_;

@@ -4,7 +4,6 @@
 #include <thread>
 
 #include "absl/strings/str_cat.h"
-#include "kernels/cuda/launch.h"
 
 namespace sketchkv::gpu {
 namespace {
@@ -31,6 +30,7 @@ absl::StatusOr<std::unique_ptr<Lane>> Lane::Create(const Options& options) {
   SKETCHKV_ASSIGN_OR_RETURN(lane->pinned_tables_,
                             PinnedBuffer::Create(kTableBlocks * sizeof(const uint8_t*)));
   lane->multiprocessors_ = options.multiprocessors;
+  SKETCHKV_RETURN_IF_CUDA_ERROR(cuda::AttendBlocks(&lane->attend_blocks_));
   SKETCHKV_ASSIGN_OR_RETURN(lane->partials_, DeviceBuffer::Create(kPartialFloats * sizeof(float)));
   SKETCHKV_ASSIGN_OR_RETURN(lane->prepared_, DeviceBuffer::Create(kPreparedFloats * sizeof(float)));
   SKETCHKV_ASSIGN_OR_RETURN(lane->turned_, DeviceBuffer::Create(kTurnedFloats * sizeof(float)));

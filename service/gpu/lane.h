@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/base/mutex.h"
+#include "kernels/cuda/launch.h"
 #include "service/gpu/buffer.h"
 
 namespace sketchkv::gpu {
@@ -55,6 +56,8 @@ class Lane {
   [[nodiscard]] uint32_t* arrivals() const { return reinterpret_cast<uint32_t*>(arrivals_.data()); }
 
   [[nodiscard]] uint32_t multiprocessors() const { return multiprocessors_; }
+  // That the card runs at a time, of the tuned kernel of attention.
+  [[nodiscard]] const cuda::ThreadBlocks& attend_blocks() const { return attend_blocks_; }
   [[nodiscard]] float* prepared() const { return reinterpret_cast<float*>(prepared_.data()); }
   [[nodiscard]] float* turned() const { return reinterpret_cast<float*>(turned_.data()); }
 
@@ -75,6 +78,7 @@ class Lane {
   PinnedBuffer pinned_, pinned_tables_;
   DeviceBuffer device_, partials_, arrivals_, prepared_, turned_;
   uint32_t multiprocessors_ = 0;
+  cuda::ThreadBlocks attend_blocks_{};
 };
 
 // The lanes of a card. Thread-safe.

@@ -111,22 +111,28 @@ struct Chains {
   std::unique_ptr<DeviceArray<const uint8_t*>> slots;
 };
 
+cuda::ThreadBlocks AttendBlocks() {
+  cuda::ThreadBlocks blocks{};
+  CheckCuda(cuda::AttendBlocks(&blocks));
+  return blocks;
+}
+
 // One launch over some of the sequences, ready to be repeated.
 class Launch {
  public:
   Launch(const Chains& chains, std::span<const cuda::TokenRange> ranges, uint32_t num_queries,
-         uint32_t num_blocks, size_t score_stride)
+         const cuda::ThreadBlocks& most, size_t score_stride)
       : plan_(chains.plan),
         queries_(std::span<const float>(testing::RandomQueries(
             static_cast<uint32_t>(ranges.size()) * kHeads * num_queries, kDim, 3))),
-        partials_((num_blocks + ranges.size() * kHeads) * cuda::kPartialFloats),
+        partials_((most.narrow + ranges.size() * kHeads) * cuda::kPartialFloats),
         arrivals_(ranges.size() * kHeads),
         out_(queries_.size()),
         lse_(queries_.size() / kDim),
         scores_(score_stride * queries_.size() / kDim) {
     arrivals_.Fill(0);
     cuda::ChainArgs chain{};
-    testing::CheckOk(cuda::Schedule(ranges, kHeads, num_blocks, &chain));
+    testing::CheckOk(cuda::Schedule(ranges, kHeads, most, &chain));
     chain.slots = chains.slots->data();
     chain.cell_stride = chains.cell_bytes;
     attend_ = {chain,
@@ -182,9 +188,9 @@ void TimeLarge(cudaStream_t stream, uint32_t num_sms) {
       for (const uint32_t num_queries : {4u, 8u}) {
         const std::string variant = std::string(profile) + " " + std::to_string(block_tokens) +
                                     "-token blocks q" + std::to_string(num_queries);
-        const Launch attend(chains, chains.ranges, num_queries, 3 * num_sms, 0);
+        const Launch attend(chains, chains.ranges, num_queries, AttendBlocks(), 0);
         Print("gpu.attend", variant, Time(stream, 21, [&] { attend.Attend(stream); }), bytes);
-        const Launch score(chains, chains.ranges, num_queries, 4 * num_sms, kTokens);
+        const Launch score(chains, chains.ranges, num_queries, {4 * num_sms}, kTokens);
         for (const bool as_halves : {false, true}) {
           Print("gpu.score", variant + (as_halves ? " halves" : " floats"),
                 Time(stream, 21, [&] { score.Score(stream, as_halves); }),
@@ -256,7 +262,7 @@ void TimeCodec(cudaStream_t stream) {
 }
 
 // One sequence of one layer; layer after layer, so that the second cache does not help.
-void TimeOne(cudaStream_t stream, uint32_t num_sms) {
+void TimeOne(cudaStream_t stream) {
   for (const char* profile : {"qjl", "qjl3p"}) {
     for (const uint32_t tokens : {8192u, 32768u, 131072u}) {
       constexpr uint32_t kLayers = 8;
@@ -264,7 +270,7 @@ void TimeOne(cudaStream_t stream, uint32_t num_sms) {
       std::vector<std::unique_ptr<Launch>> launches;
       for (uint32_t i = 0; i < kLayers; ++i) {
         launches.push_back(std::make_unique<Launch>(chains, std::span(chains.ranges).subspan(i, 1),
-                                                    4, 3 * num_sms, 0));
+                                                    4, AttendBlocks(), 0));
       }
       cudaGraph_t graph;
       cudaGraphExec_t instance;
@@ -308,6 +314,6 @@ int main(int argc, char** argv) {
   if (only.empty() || only == "copy") sketchkv::TimeCopy(stream);
   if (only.empty() || only == "codec") sketchkv::TimeCodec(stream);
   if (only.empty() || only == "large") sketchkv::TimeLarge(stream, device.multiProcessorCount);
-  if (only.empty() || only == "one") sketchkv::TimeOne(stream, device.multiProcessorCount);
+  if (only.empty() || only == "one") sketchkv::TimeOne(stream);
   return 0;
 }

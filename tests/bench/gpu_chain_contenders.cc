@@ -12,13 +12,16 @@ namespace {
 
 using testing::CheckCuda;
 
-// Thread blocks that a multiprocessor runs at a time, which is what launches are dealt out to.
-constexpr uint32_t kAttendBlocks = 3, kScoreBlocks = 4;
-
-uint32_t Multiprocessors() {
-  int count = 0;
-  CheckCuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, 0));
-  return static_cast<uint32_t>(count);
+// Thread blocks that the card runs at a time, which is what launches are dealt out to.
+cuda::ThreadBlocks AttendBlocks() {
+  cuda::ThreadBlocks blocks{};
+  CheckCuda(cuda::AttendBlocks(&blocks));
+  return blocks;
+}
+cuda::ThreadBlocks ScoreBlocks() {
+  int multiprocessors = 0;
+  CheckCuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, 0));
+  return {4 * static_cast<uint32_t>(multiprocessors)};
 }
 
 uint32_t NumQueries(const Options& options) {
@@ -31,8 +34,8 @@ class Attend final : public GpuContender {
   Attend(const Options& options, std::unique_ptr<GpuChains> chains, const Numbers& numbers)
       : GpuContender(options),
         chains_(std::move(chains)),
-        launch_(*chains_, chains_->sequences, numbers.queries, NumQueries(options),
-                kAttendBlocks * Multiprocessors(), 0) {}
+        launch_(*chains_, chains_->sequences, numbers.queries, NumQueries(options), AttendBlocks(),
+                0) {}
   [[nodiscard]] double bytes_per_unit() const override {
     return chains_->num_cells * chains_->cell_bytes;
   }
@@ -50,9 +53,8 @@ class Score final : public GpuContender {
   Score(const Options& options, std::unique_ptr<GpuChains> chains, const Numbers& numbers)
       : GpuContender(options),
         chains_(std::move(chains)),
-        launch_(*chains_, chains_->sequences, numbers.queries, NumQueries(options),
-                kScoreBlocks * Multiprocessors(), chains_->sequences.front().token_end,
-                options.Number("halves", 0) != 0) {}
+        launch_(*chains_, chains_->sequences, numbers.queries, NumQueries(options), ScoreBlocks(),
+                chains_->sequences.front().token_end, options.Number("halves", 0) != 0) {}
   [[nodiscard]] double bytes_per_unit() const override {
     return chains_->num_cells * chains_->key_bytes;
   }
@@ -75,7 +77,7 @@ class AttendOneByOne final : public GpuContender {
     for (size_t i = 0; i < sequences.size(); ++i) {
       launches_.push_back(std::make_unique<ChainLaunch>(*chains_, sequences.subspan(i, 1),
                                                         numbers.queries, NumQueries(options),
-                                                        kAttendBlocks * Multiprocessors(), 0));
+                                                        AttendBlocks(), 0));
     }
     cudaStream_t stream;
     cudaGraph_t graph;

@@ -80,17 +80,17 @@ absl::StatusOr<std::unique_ptr<GpuChains>> GpuChains::Make(const Options& option
 
 ChainLaunch::ChainLaunch(const GpuChains& chains, std::span<const cuda::TokenRange> sequences,
                          const std::vector<float>& queries, uint32_t num_queries,
-                         uint32_t thread_blocks, size_t score_stride, bool as_halves)
+                         const cuda::ThreadBlocks& most, size_t score_stride, bool as_halves)
     : plan_(chains.plan),
       queries_(Queries(queries, num_queries, sequences.size())),
-      partials_((thread_blocks + sequences.size() * kGpuHeads) * cuda::kPartialFloats),
+      partials_((most.narrow + sequences.size() * kGpuHeads) * cuda::kPartialFloats),
       arrivals_(sequences.size() * kGpuHeads),
       out_(queries_.size()),
       lse_(queries_.size() / kDim),
       scores_(score_stride * queries_.size() / kDim) {
   arrivals_.Fill(0);
   cuda::ChainArgs chain{};
-  testing::CheckOk(cuda::Schedule(sequences, kGpuHeads, thread_blocks, &chain));
+  testing::CheckOk(cuda::Schedule(sequences, kGpuHeads, most, &chain));
   chain.slots = chains.slots.data();
   chain.cell_offset = chains.cell_offset;
   chain.cell_stride = chains.cell_stride;

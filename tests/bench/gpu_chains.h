@@ -32,11 +32,11 @@ struct GpuChains {
 // again.
 class ChainLaunch {
  public:
-  // `thread_blocks`: how many the card runs at a time. `score_stride`: scores a query, 0 for
+  // `most`: thread blocks that the card runs at a time. `score_stride`: scores a query, 0 for
   // attention; halves or floats.
   ChainLaunch(const GpuChains& chains, std::span<const cuda::TokenRange> sequences,
-              const std::vector<float>& queries, uint32_t num_queries, uint32_t thread_blocks,
-              size_t score_stride, bool as_halves = false);
+              const std::vector<float>& queries, uint32_t num_queries,
+              const cuda::ThreadBlocks& most, size_t score_stride, bool as_halves = false);
 
   // after_attend: as in cuda::AttendArgs.
   void Attend(cudaStream_t stream, bool after_attend) const;

@@ -26,7 +26,7 @@ struct Case {
   uint32_t num_queries = 4;
   double magnitude = 1.0;
   float softcap = 0.0f;
-  uint32_t thread_blocks = 100;
+  cuda::ThreadBlocks most = {100};
 };
 
 void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
@@ -54,8 +54,14 @@ std::vector<Case> Cases() {
   cases.push_back({"later_tokens", Named("qjl3p"), 16, {500, 78, 4000}, 77});
   cases.push_back({"large_blocks", Named("qjl3p"), 1024, {3000, 10}});
   cases.push_back({"no_tokens", Named("qjl"), 16, {40, 0, 16}});
-  cases.push_back({"many_shares", Named("qjl3p"), 64, {20000, 1}, 0, 8, 1.0, 0.0f, 4000});
-  cases.push_back({"one_share", Named("qjl"), 64, {3000, 1000}, 0, 4, 1.0, 0.0f, 1});
+  cases.push_back({"many_shares", Named("qjl3p"), 64, {20000, 1}, 0, 8, 1.0, 0.0f, {4000}});
+  cases.push_back({"one_share", Named("qjl"), 64, {3000, 1000}, 0, 4, 1.0, 0.0f, {1}});
+  cases.push_back({"shares_of_two_heads", Named("qjl"), 64, {3000, 700}, 0, 4, 1.0, 0.0f, {5}});
+  cases.push_back({"wide", Named("qjl"), 64, odd, 0, 4, 1.0, 0.0f, {300, 100}});
+  cases.push_back({"wide_long", Named("qjl3p"), 64, {20000, 1}, 0, 8, 1.0, 0.0f, {396, 132}});
+  cases.push_back({"wide_no_tokens", Named("qjl2p"), 16, {40, 0, 16}, 0, 1, 1.0, 0.0f, {300, 100}});
+  cases.push_back(
+      {"wide_later", Named("qjl3p"), 16, {500, 78, 4000}, 77, 4, 3.0, 5.0f, {300, 100}});
   cases.push_back({"large_numbers", Named("qjl3p"), 64, odd, 0, 4, 1e15});
   cases.push_back({"small_numbers", Named("qjl"), 64, odd, 0, 4, 1e-15});
   cases.push_back({"softcap", Named("qjl3p"), 64, odd, 0, 4, 3.0, 5.0f});
@@ -106,7 +112,7 @@ TEST_P(GpuAttendTest, ScoresAreProductsWithDecodedKeys) {
   DeviceArray<float> scores(queries_.size() / kDim * stride);
   scores.Fill(0xFF);
   cuda::ScoreArgs args{};
-  args.chain = chains_->Args(c.begin, c.thread_blocks);
+  args.chain = chains_->Args(c.begin, {c.most.narrow});
   args.queries = queries.data();
   args.num_queries = c.num_queries;
   args.scores = scores.data();
@@ -143,7 +149,7 @@ TEST_P(GpuAttendTest, HalvesAreScoresRounded) {
   scores.Fill(0xFF);
   halves.Fill(0xFF);
   cuda::ScoreArgs args{};
-  args.chain = chains_->Args(c.begin, c.thread_blocks);
+  args.chain = chains_->Args(c.begin, {c.most.narrow});
   args.queries = queries.data();
   args.num_queries = c.num_queries;
   args.scores = scores.data();
@@ -168,12 +174,13 @@ TEST_P(GpuAttendTest, AttentionIsThatOverDecodedCells) {
   const Case& c = GetParam();
   const float scale = 0.08838834764f;
   DeviceArray<float> queries{std::span<const float>(queries_)};
-  DeviceArray<float> partials((c.thread_blocks + c.tokens.size() * kHeads) * cuda::kPartialFloats);
+  DeviceArray<float> partials((c.most.narrow + c.tokens.size() * kHeads) * cuda::kPartialFloats);
   DeviceArray<uint32_t> arrivals(c.tokens.size() * kHeads);
   DeviceArray<float> out(queries_.size()), lse(queries_.size() / kDim);
   arrivals.Fill(0);
   cuda::AttendArgs args{};
-  args.chain = chains_->Args(c.begin, c.thread_blocks);
+  args.chain = chains_->Args(c.begin, c.most);
+  ASSERT_EQ(args.chain.wide, c.most.wide > 0);
   args.queries = queries.data();
   args.num_queries = c.num_queries;
   args.softmax_scale = scale;
@@ -244,12 +251,13 @@ TEST_P(GpuAttendTest, AttentionIsThatOverDecodedCells) {
 TEST_P(GpuAttendTest, QueriesMayBeResultsOfTheLaunchBefore) {
   const Case& c = GetParam();
   DeviceArray<float> queries{std::span<const float>(queries_)};
-  DeviceArray<float> partials((c.thread_blocks + c.tokens.size() * kHeads) * cuda::kPartialFloats);
+  DeviceArray<float> partials((c.most.narrow + c.tokens.size() * kHeads) * cuda::kPartialFloats);
   DeviceArray<uint32_t> arrivals(c.tokens.size() * kHeads);
   DeviceArray<float> out(queries_.size()), next(queries_.size()), lse(queries_.size() / kDim);
   arrivals.Fill(0);
   cuda::AttendArgs args{};
-  args.chain = chains_->Args(c.begin, c.thread_blocks);
+  args.chain = chains_->Args(c.begin, c.most);
+  ASSERT_EQ(args.chain.wide, c.most.wide > 0);
   args.num_queries = c.num_queries;
   args.softmax_scale = 0.1f;
   args.logit_softcap = c.softcap;

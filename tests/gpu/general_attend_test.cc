@@ -102,7 +102,7 @@ class Chains {
       ranges.push_back({chains_[s].first_block, Begin(s), question_.tokens[s]});
     }
     cuda::GeneralQueryArgs args{};
-    CheckOk(cuda::Schedule(ranges, kHeads, question_.workers, &args.chain));
+    CheckOk(cuda::Schedule(ranges, kHeads, {question_.workers}, &args.chain));
     args.chain.slots = runner.PutAll(slots_);
     args.chain.cell_offset = 0;
     args.chain.cell_stride = subject_.codec().cell_bytes(0);

@@ -66,13 +66,13 @@ GpuChains::GpuChains(const CodecProfile& profile, uint32_t num_kv_heads, uint32_
   slots_ = std::make_unique<DeviceArray<const uint8_t*>>(std::span<const uint8_t* const>(slots));
 }
 
-cuda::ChainArgs GpuChains::Args(uint32_t begin, uint32_t thread_blocks) const {
+cuda::ChainArgs GpuChains::Args(uint32_t begin, const cuda::ThreadBlocks& most) const {
   std::vector<cuda::TokenRange> ranges;
   for (const Chain& chain : chains_) {
     ranges.push_back({chain.first_block, std::min(begin, chain.num_tokens), chain.num_tokens});
   }
   cuda::ChainArgs args{};
-  CheckOk(cuda::Schedule(ranges, num_kv_heads_, thread_blocks, &args));
+  CheckOk(cuda::Schedule(ranges, num_kv_heads_, most, &args));
   args.slots = slots_->data();
   args.cell_offset = 0;
   args.cell_stride = codec_->cell_bytes(0);

@@ -26,7 +26,7 @@ class GpuChains {
 
   [[nodiscard]] const std::vector<Chain>& chains() const { return chains_; }
   // Of a launch over the last tokens of each chain, from `begin` on.
-  [[nodiscard]] cuda::ChainArgs Args(uint32_t begin, uint32_t thread_blocks) const;
+  [[nodiscard]] cuda::ChainArgs Args(uint32_t begin, const cuda::ThreadBlocks& most) const;
   [[nodiscard]] const cuda::CellPlan& plan() const { return plan_; }
   [[nodiscard]] uint32_t num_kv_heads() const { return num_kv_heads_; }
 

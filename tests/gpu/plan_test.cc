@@ -68,7 +68,7 @@ uint32_t PlacesOf(const cuda::ChainArgs& schedule, uint32_t sequence) {
 }
 
 cuda::ChainArgs Scheduled(const std::vector<cuda::TokenRange>& ranges, uint32_t num_kv_heads,
-                          uint32_t most) {
+                          const cuda::ThreadBlocks& most) {
   cuda::ChainArgs schedule{};
   const absl::Status status = cuda::Schedule(ranges, num_kv_heads, most, &schedule);
   EXPECT_TRUE(status.ok()) << status;
@@ -81,7 +81,7 @@ TEST(GpuPlanTest, AScheduleHasEveryStepAndNoMoreThreadBlocksThanFit) {
   const std::vector<uint32_t> steps = {1, 1, 2, 1, 1563, 64};
   constexpr uint32_t kHeads = 8;
   for (const uint32_t most : {1u, 7u, 396u, 100000u}) {
-    const cuda::ChainArgs schedule = Scheduled(ranges, kHeads, most);
+    const cuda::ChainArgs schedule = Scheduled(ranges, kHeads, {most});
     ASSERT_EQ(schedule.num_sequences, ranges.size());
     for (size_t i = 0; i < ranges.size(); ++i) {
       EXPECT_EQ(schedule.sequences[i].first_block, ranges[i].first_block);
@@ -93,20 +93,26 @@ TEST(GpuPlanTest, AScheduleHasEveryStepAndNoMoreThreadBlocksThanFit) {
     EXPECT_GE(schedule.num_thread_blocks * schedule.share, all);
     EXPECT_LT((schedule.num_thread_blocks - 1) * schedule.share, all);
   }
-  EXPECT_EQ(Scheduled({}, kHeads, 396).num_thread_blocks, 0);
+  EXPECT_EQ(Scheduled({}, kHeads, {396}).num_thread_blocks, 0);
 }
 
 TEST(GpuPlanTest, NoShareIsOfTwoPairsWhereThatCostsFewSteps) {
-  constexpr uint32_t kHeads = 8, kMost = 396;
+  constexpr uint32_t kHeads = 8;
   for (const uint32_t tokens : {8192u, 32768u, 32769u, 100000u, 131072u}) {
-    const cuda::ChainArgs schedule = Scheduled({{0, 0, tokens}}, kHeads, kMost);
-    EXPECT_EQ(PlacesOf(schedule, 0) % schedule.share, 0) << tokens;
-    EXPECT_LE(schedule.share, (tokens + 63) / 64 * kHeads / kMost + 4) << tokens;
-    EXPECT_LE(schedule.num_thread_blocks, kMost) << tokens;
+    for (const cuda::ThreadBlocks most : {cuda::ThreadBlocks{396}, cuda::ThreadBlocks{396, 132}}) {
+      const bool wide = most.wide > 0;
+      const uint32_t blocks = wide ? most.wide : most.narrow;
+      const cuda::ChainArgs schedule = Scheduled({{0, 0, tokens}}, kHeads, most);
+      EXPECT_EQ(schedule.wide, wide) << tokens;
+      EXPECT_EQ(PlacesOf(schedule, 0) % schedule.share, 0) << tokens;
+      EXPECT_LE(schedule.share, (tokens + 63) / 64 * kHeads / blocks + (wide ? 8 : 4)) << tokens;
+      EXPECT_LE(schedule.num_thread_blocks, blocks) << tokens;
+    }
   }
   // A share for each pair would leave a third of the thread blocks without work.
   const std::vector<cuda::TokenRange> many(32, {0, 0, 32768});
-  const cuda::ChainArgs schedule = Scheduled(many, kHeads, kMost);
+  const cuda::ChainArgs schedule = Scheduled(many, kHeads, {396, 132});
+  EXPECT_FALSE(schedule.wide);
   EXPECT_EQ(PlacesOf(schedule, 0), 512);
   EXPECT_EQ(schedule.share, 332);
 }
@@ -114,8 +120,8 @@ TEST(GpuPlanTest, NoShareIsOfTwoPairsWhereThatCostsFewSteps) {
 TEST(GpuPlanTest, RefusesStepsThatDoNotFitTheirNumbers) {
   const std::vector<cuda::TokenRange> ranges(cuda::kMaxSequences, {0, 0, 1u << 23});
   cuda::ChainArgs schedule{};
-  EXPECT_TRUE(cuda::Schedule(ranges, 128, 396, &schedule).ok());
-  const absl::Status status = cuda::Schedule(ranges, 256, 396, &schedule);
+  EXPECT_TRUE(cuda::Schedule(ranges, 128, {396}, &schedule).ok());
+  const absl::Status status = cuda::Schedule(ranges, 256, {396}, &schedule);
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(status.message(), ::testing::HasSubstr("4294967295"));
 }

@@ -5,31 +5,22 @@
 namespace sketchkv {
 namespace {
 
-// The tokens [begin, end) of the blocks [first, last), which all have a copy. A short block ends a
-// run: the card counts tokens by full blocks.
-void AddRuns(const AttentionTarget& target, uint32_t block_tokens, size_t first, size_t last,
-             std::vector<GpuRun>* runs) {
-  const auto block_begin = target.pins->token_begin();
-  while (first < last) {
-    size_t next = first + 1;
-    while (next < last && block_begin[next] - block_begin[next - 1] == block_tokens) ++next;
-    auto blocks = std::make_shared<GpuBlocks>();
-    blocks->slots = target.pins->gpu().subspan(first, next - first);
-    blocks->owner = target.pins;
-    blocks->lasting = target.leased;
-    const uint64_t begin = std::max<uint64_t>(target.token_begin, block_begin[first]);
-    const uint64_t end = std::min<uint64_t>(target.token_end, block_begin[next]);
-    runs->push_back({.blocks = std::move(blocks),
-                     .first_token = static_cast<uint32_t>(begin),
-                     .token_begin = static_cast<uint32_t>(begin - block_begin[first]),
-                     .token_end = static_cast<uint32_t>(end - block_begin[first])});
-    first = next;
-  }
+GpuRun RunOf(const AttentionTarget& target, size_t first, size_t last, const TokenRange& tokens) {
+  const auto first_token = static_cast<uint32_t>(target.pins->token_begin()[first]);
+  auto blocks = std::make_shared<GpuBlocks>();
+  blocks->slots = target.pins->gpu().subspan(first, last - first);
+  blocks->owner = target.pins;
+  blocks->lasting = target.leased;
+  return {.blocks = std::move(blocks),
+          .first_token = tokens.begin,
+          .token_begin = tokens.begin - first_token,
+          .token_end = tokens.end - first_token};
 }
 
 }  // namespace
 
-void DealOutTokens(bool use_gpu, uint32_t block_tokens, AttentionTarget* target) {
+// Looks at the ends of runs, not at thousands of blocks.
+void DealOutTokens(bool use_gpu, AttentionTarget* target) {
   target->host_ranges.clear();
   target->gpu_runs.clear();
   if (!use_gpu || target->token_begin == target->token_end) {
@@ -37,22 +28,22 @@ void DealOutTokens(bool use_gpu, uint32_t block_tokens, AttentionTarget* target)
     return;
   }
   const auto block_begin = target->pins->token_begin();
-  const auto gpu = target->pins->gpu();
-  const auto after = std::upper_bound(block_begin.begin(), block_begin.end(), target->token_begin);
-  size_t first = after - block_begin.begin() - 1;
-  while (first < gpu.size() && block_begin[first] < target->token_end) {
-    const bool on_gpu = gpu[first] != nullptr;
-    size_t last = first + 1;
-    while (last < gpu.size() && block_begin[last] < target->token_end &&
-           (gpu[last] != nullptr) == on_gpu) {
-      ++last;
-    }
-    if (on_gpu) {
-      AddRuns(*target, block_tokens, first, last, &target->gpu_runs);
+  const auto run_ends = target->pins->run_ends();
+  const auto block_of = [block_begin](uint32_t token) -> size_t {
+    return std::upper_bound(block_begin.begin(), block_begin.end(), token) - block_begin.begin() -
+           1;
+  };
+  size_t first = block_of(target->token_begin);
+  const size_t end = block_of(target->token_end - 1) + 1;
+  for (auto run = std::upper_bound(run_ends.begin(), run_ends.end(), first); first < end; ++run) {
+    const size_t last = std::min(*run, end);
+    const TokenRange tokens = {
+        static_cast<uint32_t>(std::max<uint64_t>(target->token_begin, block_begin[first])),
+        static_cast<uint32_t>(std::min<uint64_t>(target->token_end, block_begin[last]))};
+    if (target->pins->gpu()[first] == nullptr) {
+      target->host_ranges.push_back(tokens);
     } else {
-      target->host_ranges.push_back(
-          {static_cast<uint32_t>(std::max<uint64_t>(target->token_begin, block_begin[first])),
-           static_cast<uint32_t>(std::min<uint64_t>(target->token_end, block_begin[last]))});
+      target->gpu_runs.push_back(RunOf(*target, first, last, tokens));
     }
     first = last;
   }

@@ -36,7 +36,6 @@ struct AttentionTarget {
 using AttentionTargets = std::vector<std::shared_ptr<const AttentionTarget>>;
 
 // Gives the tokens of blocks with a copy on the card to it, if `use_gpu`, and the rest to the host.
-// `block_tokens`: of a full block.
-void DealOutTokens(bool use_gpu, uint32_t block_tokens, AttentionTarget* target);
+void DealOutTokens(bool use_gpu, AttentionTarget* target);
 
 }  // namespace sketchkv

@@ -100,7 +100,7 @@ absl::StatusOr<std::shared_ptr<const AttentionTarget>> Engine::Resolve(
   const auto all = static_cast<uint32_t>(tokens);
   target->token_end = std::min(item.token_end.value_or(all), all);
   target->token_begin = std::min(item.token_begin, target->token_end);
-  DealOutTokens(use_gpu, request.model->layout().block_tokens, target.get());
+  DealOutTokens(use_gpu, target.get());
   if (use_gpu) gpu_->NoteUse(*target);
   return target;
 }

@@ -78,6 +78,9 @@ class ReadPins {
   // that a decode loop over a lease does not visit thousands of blocks for every layer.
   // Thread-safe.
   [[nodiscard]] std::span<const uint64_t> token_begin() const;
+  // Where runs of blocks end, the last at size(): neighbours with no place on the GPU; or with one,
+  // of which all but the last are full. Made and kept as token_begin.
+  [[nodiscard]] std::span<const size_t> run_ends() const;
 
  private:
   friend class PoolState;

@@ -198,4 +198,18 @@ std::span<const uint64_t> ReadPins::token_begin() const {
   return pinned_->token_begin;
 }
 
+std::span<const size_t> ReadPins::run_ends() const {
+  if (pinned_ == nullptr) return {};
+  std::call_once(pinned_->divided, [pinned = pinned_.get()] {
+    const std::vector<std::byte*>& gpu = pinned->gpu;
+    for (size_t end = 1; end <= gpu.size(); ++end) {
+      const bool on_gpu = gpu[end - 1] != nullptr;
+      const bool last = end == gpu.size() || on_gpu != (gpu[end] != nullptr);
+      if (last || (on_gpu && pinned->blocks[end - 1]->cells->is_short()))
+        pinned->run_ends.push_back(end);
+    }
+  });
+  return pinned_->run_ends;
+}
+
 }  // namespace sketchkv

@@ -103,6 +103,8 @@ struct ReadPins::Pinned {
   bool all_on_both = true;  // all on the GPU, and no host bytes stale
   std::once_flag counted;
   std::vector<uint64_t> token_begin;  // after `counted`
+  std::once_flag divided;
+  std::vector<size_t> run_ends;  // after `divided`
 };
 
 }  // namespace sketchkv

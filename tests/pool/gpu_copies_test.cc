@@ -36,6 +36,26 @@ TEST_F(GpuCopiesTest, ABlockThatWantsTheGpuGetsASecondSlotThatPinsShow) {
   EXPECT_EQ(stats.used_bytes, 2 * kSlot);
 }
 
+TEST_F(GpuCopiesTest, ARunEndsWhereTheNextBlockLiesElsewhereAndBehindAShortOneOnTheGpu) {
+  for (const uint64_t on_host : {0, 1}) SKETCHKV_ASSERT_OK(Put(*pool_, on_host, std::nullopt));
+  for (const uint64_t on_gpu : {2, 3}) SKETCHKV_ASSERT_OK(PutRequest(*pool_, GpuRequest(on_gpu)));
+  auto short_one = GpuRequest(4);
+  short_one.num_tokens = short_one.shape.block_tokens - 1;
+  SKETCHKV_ASSERT_OK(PutRequest(*pool_, short_one));
+  const auto ends = [&](std::vector<uint64_t> numbers) {
+    std::vector<BlockKey> keys;
+    for (const uint64_t number : numbers) keys.push_back(KeyOf(number));
+    const absl::StatusOr<ReadPins> pins = pool_->PinAll(keys);
+    const std::span<const size_t> found = pins->run_ends();
+    return std::vector<size_t>(found.begin(), found.end());
+  };
+  EXPECT_THAT(ends({0, 1}), ElementsAre(2));
+  EXPECT_THAT(ends({2, 3, 4}), ElementsAre(3));
+  EXPECT_THAT(ends({0, 1, 2, 3, 0}), ElementsAre(2, 4, 5));
+  EXPECT_THAT(ends({4, 2, 4, 4, 3}), ElementsAre(1, 3, 4, 5));
+  EXPECT_THAT(ReadPins().run_ends(), IsEmpty());
+}
+
 TEST_F(GpuCopiesTest, WhoDoesNotWantTheGpuGetsNoSlotThere) {
   SKETCHKV_ASSERT_OK_AND_ASSIGN(const WriteHandle handle,
                                 pool_->Reserve(RequestFor(1, std::nullopt)));

@@ -77,6 +77,26 @@ struct ChainArgs {
   size_t cell_stride;  // from head to head
 };
 
+// Queries from where callers have them, on the card or in pinned memory of the host, to where a
+// launch reads them: so that none of them changes once it was looked at, and no copy engine takes
+// its turn. Of the next launch, what does not look at them may begin meanwhile.
+constexpr uint32_t kMaxGatherPieces = 64;  // of one launch
+struct GatherArgs {
+  // Rows row_begin to row_begin + num_rows of each kv head of [rows / group][num_heads][group][dim]
+  // go to [num_heads][num_rows][dim].
+  struct Piece {
+    const float* from;
+    float* to;
+    uint32_t* not_finite;  // set to 1 if a number is not; may be pinned memory of the host
+    uint32_t num_heads;
+    uint32_t group;
+    uint32_t row_begin;
+    uint32_t num_rows;
+    uint32_t dim;
+  } pieces[kMaxGatherPieces];
+  uint32_t num_pieces;
+};
+
 struct AttendArgs {
   ChainArgs chain;
   const float* queries;  // [num_sequences][num_kv_heads][num_queries][kDim]
@@ -89,8 +109,9 @@ struct AttendArgs {
   uint32_t* arrivals;
   float* out;  // [num_sequences][num_kv_heads][num_queries][kDim]
   float* lse;  // [num_sequences][num_kv_heads][num_queries]
-  // The launch before this one in the stream is another LaunchAttend: this one looks for slots and
-  // cells, which that one found already there, before that one ends. Queries may be its results.
+  // Slots and cells were there when the launch before this one in the stream began, such as another
+  // LaunchAttend or LaunchGather: this one looks for them before that one ends. Queries may be its
+  // results.
   bool after_attend;
 };
 // Outputs, maxima and sums of what a thread block does of a (sequence, kv head).
@@ -182,8 +203,9 @@ struct ChecksumArgs {
 
 // Those of LaunchAttend on the current device.
 cudaError_t AttendBlocks(ThreadBlocks* blocks);
-// Results are there when the stream has come so far. Relative error below 1e-3 of the
-// CPU's (README.md).
+// Results are there when the stream has come so far.
+cudaError_t LaunchGather(const GatherArgs& args, cudaStream_t stream);
+// Relative error below 1e-3 of the CPU's (README.md).
 cudaError_t LaunchAttend(const CellPlan& plan, const AttendArgs& args, cudaStream_t stream);
 cudaError_t LaunchScore(const CellPlan& plan, const ScoreArgs& args, cudaStream_t stream);
 // Bytes equal to the CPU's, both ways.

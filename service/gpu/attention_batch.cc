@@ -11,6 +11,7 @@ namespace sketchkv::gpu {
 namespace {
 
 constexpr size_t kAlignment = 256;
+constexpr size_t kAnswerAlignment = 16;  // of what kernels write four numbers at a time
 
 size_t Align(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -69,16 +70,26 @@ size_t AttentionBatch::Launch::rows() const {
   return sequences.size() * query().head_count * sequences.front().piece.num_rows();
 }
 
-bool AttentionBatch::Launch::answers_host() const {
-  return std::all_of(sequences.begin(), sequences.end(),
-                     [](const Sequence& sequence) { return sequence.piece.place == Place::kHost; });
+size_t AttentionBatch::Launch::num_on_card() const {
+  return std::count_if(sequences.begin(), sequences.end(), [](const Sequence& sequence) {
+    return sequence.piece.place == Place::kGpu;
+  });
+}
+
+const GpuAttention* AttentionBatch::Launch::in_place() const {
+  const Piece& piece = sequences.front().piece;
+  const GpuQuery& query = piece.job->query;
+  const bool same_order =
+      query.num_query_tokens == 1 && piece.num_rows() == query.queries_per_kv_head;
+  const bool aligned = reinterpret_cast<uintptr_t>(piece.job->out) % kAnswerAlignment == 0;
+  return sequences.size() == 1 && num_on_card() == 1 && same_order && aligned ? piece.job : nullptr;
 }
 
 bool AttentionBatch::Add(const Piece& piece) {
   const KvLayout& layout = piece.job->query.model->layout();
   const size_t rows = size_t{piece.num_rows()} * piece.num_pairs();
   const size_t bytes =
-      rows * (layout.head_dim + layout.value_dim + 1) * sizeof(float) + 3 * kAlignment;
+      rows * (layout.head_dim + layout.value_dim + 1) * sizeof(float) + 4 * kAlignment;
   const GpuBlocks& blocks = *piece.job->query.blocks;
   if (!launches_.empty() && (staging_bytes_ + bytes > Lane::kStagingBytes ||
                              table_blocks_ + blocks.slots.size() > Lane::kTableBlocks)) {
@@ -120,53 +131,53 @@ void AttentionBatch::LayOut() {
   };
   for (Launch& launch : launches_) {
     launch.queries = take(launch.rows() * launch.layout().head_dim * sizeof(float));
-  }
-  queries_end_ = end;
-  for (Launch& launch : launches_) {
+    launch.not_finite = take(launch.sequences.size() * sizeof(uint32_t));
+    std::memset(lane_->host(launch.not_finite), 0, launch.sequences.size() * sizeof(uint32_t));
     launch.out = take(launch.rows() * launch.layout().value_dim * sizeof(float));
     launch.lse = take(launch.rows() * sizeof(float));
   }
   staging_bytes_ = end;
 }
 
-absl::Status AttentionBatch::CopyQueriesUp() {
+absl::Status AttentionBatch::GatherQueries() {
+  cuda::GatherArgs args;
+  args.num_pieces = 0;
+  const auto gather = [&] {
+    return CudaStatus(cuda::LaunchGather(args, lane_->stream()), "gathering queries");
+  };
   for (const Launch& launch : launches_) {
-    const size_t dim = launch.layout().head_dim, row_bytes = dim * sizeof(float);
-    size_t at = launch.queries;
+    size_t at = launch.queries, flag = launch.not_finite;
     for (const Sequence& sequence : launch.sequences) {
       const Piece& piece = sequence.piece;
-      if (piece.place == Place::kHost) {
-        EachRow(piece, [&](size_t from, size_t to) {
-          std::memcpy(lane_->host(at + to * row_bytes), piece.job->query.queries + from * dim,
-                      row_bytes);
-        });
+      const uint32_t dim = launch.layout().head_dim;
+      if (args.num_pieces == cuda::kMaxGatherPieces) {
+        SKETCHKV_RETURN_IF_ERROR(gather());
+        args.num_pieces = 0;
       }
-      at += size_t{piece.num_rows()} * piece.num_pairs() * row_bytes;
+      args.pieces[args.num_pieces++] = {
+          .from = piece.place == Place::kGpu ? piece.job->query.queries : StageQueries(piece, at),
+          .to = reinterpret_cast<float*>(lane_->device(at)),
+          .not_finite = reinterpret_cast<uint32_t*>(lane_->host(flag)),
+          .num_heads = piece.num_pairs(),
+          .group =
+              piece.place == Place::kGpu ? piece.job->query.queries_per_kv_head : piece.num_rows(),
+          .row_begin = piece.place == Place::kGpu ? piece.row_begin : 0,
+          .num_rows = piece.num_rows(),
+          .dim = dim};
+      at += size_t{piece.num_rows()} * piece.num_pairs() * dim * sizeof(float);
+      flag += sizeof(uint32_t);
     }
   }
-  SKETCHKV_RETURN_IF_ERROR(lane_->Up(0, queries_end_));
-  // Over what was copied for them; and to the host, which looks whether they are finite.
-  for (const Launch& launch : launches_) {
-    const size_t dim = launch.layout().head_dim, row_bytes = dim * sizeof(float);
-    size_t at = launch.queries;
-    for (const Sequence& sequence : launch.sequences) {
-      const Piece& piece = sequence.piece;
-      const size_t bytes = size_t{piece.num_rows()} * piece.num_pairs() * row_bytes;
-      if (piece.place == Place::kGpu) {
-        SKETCHKV_RETURN_IF_ERROR(EachRun(piece, [&](size_t from, size_t to, size_t rows) {
-          return CudaStatus(
-              cudaMemcpy2DAsync(lane_->device(at + to * row_bytes), piece.num_rows() * row_bytes,
-                                piece.job->query.queries + from * dim,
-                                piece.job->query.queries_per_kv_head * row_bytes, rows * row_bytes,
-                                piece.num_pairs(), cudaMemcpyDeviceToDevice, lane_->stream()),
-              "copying queries");
-        }));
-        SKETCHKV_RETURN_IF_ERROR(lane_->Down(at, at + bytes));
-      }
-      at += bytes;
-    }
-  }
-  return absl::OkStatus();
+  return gather();
+}
+
+const float* AttentionBatch::StageQueries(const Piece& piece, size_t at) {
+  const uint32_t dim = piece.job->query.model->layout().head_dim;
+  auto* const staged = reinterpret_cast<float*>(lane_->host(at));
+  EachRow(piece, [&](size_t from, size_t to) {
+    std::copy_n(piece.job->query.queries + from * dim, dim, staged + to * dim);
+  });
+  return staged;
 }
 
 absl::Status AttentionBatch::CopyTablesUp() {
@@ -212,14 +223,17 @@ absl::Status AttentionBatch::Start(const Launch& launch) {
       .queries = reinterpret_cast<const float*>(lane_->device(launch.queries)),
       .num_queries = first.num_rows()};
   const auto answer = [&](size_t offset) {
-    std::byte* const at = launch.answers_host() ? lane_->host(offset) : lane_->device(offset);
+    std::byte* const at = launch.num_on_card() == 0 ? lane_->host(offset) : lane_->device(offset);
     return reinterpret_cast<float*>(at);
   };
+  const GpuAttention* const in_place = launch.in_place();
   return first.model->layer(query.layer)
-      .Attend(lane_, queries, first.job->options, answer(launch.out), answer(launch.lse));
+      .Attend(lane_, queries, first.job->options, in_place ? in_place->out : answer(launch.out),
+              in_place ? in_place->lse : answer(launch.lse));
 }
 
 absl::Status AttentionBatch::CopyAnswersOnCard(const Launch& launch) {
+  if (launch.in_place() != nullptr) return absl::OkStatus();
   const size_t dim = launch.layout().value_dim, row_bytes = dim * sizeof(float);
   size_t row = 0;
   for (const Sequence& sequence : launch.sequences) {
@@ -262,39 +276,43 @@ void AttentionBatch::GiveAnswers(const Launch& launch) {
 }
 
 // Queries that lie on the host were looked at before.
-void AttentionBatch::CheckQueries(const Launch& launch) {
+absl::Status AttentionBatch::CheckQueries(const Launch& launch) {
   const uint32_t dim = launch.layout().head_dim;
-  const auto* next = reinterpret_cast<const float*>(lane_->host(launch.queries));
+  const auto* not_finite = reinterpret_cast<const uint32_t*>(lane_->host(launch.not_finite));
+  size_t at = launch.queries;
   for (const Sequence& sequence : launch.sequences) {
     const Piece& piece = sequence.piece;
     const size_t floats = size_t{piece.num_rows()} * piece.num_pairs() * dim;
-    const float* const end = next + floats;
-    if (piece.place == Place::kGpu) {
+    const size_t end = at + floats * sizeof(float);
+    if (*not_finite++ != 0 && piece.place == Place::kGpu) {
+      SKETCHKV_RETURN_IF_ERROR(lane_->Down(at, end));
+      SKETCHKV_RETURN_IF_ERROR(lane_->Wait());
+      const auto* const queries = reinterpret_cast<const float*>(lane_->host(at));
       const float* const bad =
-          std::find_if_not(next, end, [](float x) { return std::isfinite(x); });
-      if (bad != end) {
-        *piece.refused = absl::InvalidArgumentError(
-            absl::StrCat("queries has ", *bad, " at channel ", (bad - next) % dim));
-      }
+          std::find_if_not(queries, queries + floats, [](float x) { return std::isfinite(x); });
+      *piece.refused = absl::InvalidArgumentError(
+          absl::StrCat("queries has ", *bad, " at channel ", (bad - queries) % dim));
     }
-    next = end;
+    at = end;
   }
+  return absl::OkStatus();
 }
 
 absl::Status AttentionBatch::Run() {
   LayOut();
-  SKETCHKV_RETURN_IF_ERROR(CopyQueriesUp());
   SKETCHKV_RETURN_IF_ERROR(CopyTablesUp());
+  SKETCHKV_RETURN_IF_ERROR(GatherQueries());  // last: attention begins while it runs
   for (const Launch& launch : launches_) SKETCHKV_RETURN_IF_ERROR(Start(launch));
   for (const Launch& launch : launches_) SKETCHKV_RETURN_IF_ERROR(CopyAnswersOnCard(launch));
   for (const Launch& launch : launches_) {
-    if (launch.answers_host()) continue;
+    const size_t on_card = launch.num_on_card();
+    if (on_card == 0 || on_card == launch.sequences.size()) continue;  // all are where they belong
     SKETCHKV_RETURN_IF_ERROR(lane_->Down(launch.out, launch.lse + launch.rows() * sizeof(float)));
   }
   SKETCHKV_RETURN_IF_ERROR(lane_->Wait());
   done_ = true;
   for (const Launch& launch : launches_) {
-    CheckQueries(launch);
+    SKETCHKV_RETURN_IF_ERROR(CheckQueries(launch));
     GiveAnswers(launch);
   }
   return absl::OkStatus();

@@ -52,25 +52,30 @@ class AttentionBatch {
     std::vector<Sequence> sequences;
     // In the lane's staging area, once laid out.
     size_t queries = 0;
+    size_t not_finite = 0;  // on the host: a flag a sequence
     size_t out = 0;
     size_t lse = 0;
 
     [[nodiscard]] bool Takes(const Piece& piece) const;
     [[nodiscard]] const GpuQuery& query() const { return sequences.front().piece.job->query; }
-    // No piece's answer is wanted on the card, so that kernels write to the host's memory.
-    [[nodiscard]] bool answers_host() const;
+    // Pieces whose answers are wanted on the card. With none, kernels write to the host's memory.
+    [[nodiscard]] size_t num_on_card() const;
+    // The one job whose answer kernels may write to where it is wanted on the card; else null.
+    [[nodiscard]] const GpuAttention* in_place() const;
     [[nodiscard]] const KvLayout& layout() const { return query().model->layout(); }
     [[nodiscard]] size_t rows() const;  // of all sequences and kv heads
   };
 
   [[nodiscard]] uint32_t PlaceTable(const GpuBlocks& blocks);
   void LayOut();
-  absl::Status CopyQueriesUp();
   absl::Status CopyTablesUp();
+  absl::Status GatherQueries();
+  // Queries on the host to the lane's pinned memory, in the order of a launch.
+  const float* StageQueries(const Piece& piece, size_t at);
   absl::Status Start(const Launch& launch);
   absl::Status CopyAnswersOnCard(const Launch& launch);
   void GiveAnswers(const Launch& launch);
-  void CheckQueries(const Launch& launch);
+  absl::Status CheckQueries(const Launch& launch);
 
   Lane* const lane_;
   const size_t lane_index_;
@@ -78,7 +83,6 @@ class AttentionBatch {
 
   std::vector<Launch> launches_;
   size_t staging_bytes_ = 0;
-  size_t queries_end_ = 0;
   uint32_t table_blocks_ = 0;  // of the lane's own part
   struct Table {
     const GpuBlocks* blocks;

@@ -38,7 +38,8 @@ class GpuLayer {
   // (sequence, kv head) pairs of one launch.
   [[nodiscard]] uint32_t max_pairs() const { return max_pairs_; }
 
-  // out: [ranges][head_count][num_queries][value_dim]; lse: the same without value_dim.
+  // out: [ranges][head_count][num_queries][value_dim]; lse: the same without value_dim. Slots and
+  // cells were there when the launch before it in the lane's stream began.
   [[nodiscard]] absl::Status Attend(Lane* lane, const Queries& queries,
                                     const AttentionOptions& options, float* out, float* lse) const;
   // scores: [ranges][head_count][num_queries][stride]; the first token of a range stands at

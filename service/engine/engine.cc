@@ -224,7 +224,13 @@ size_t Engine::Scrub(uint64_t* cursor, size_t limit) {
 }
 
 Engine::Stats Engine::GetStats() const {
-  return {.put_raw_bytes_total = put_raw_bytes_, .put_stored_bytes_total = put_stored_bytes_};
+  Stats stats{.put_raw_bytes_total = put_raw_bytes_, .put_stored_bytes_total = put_stored_bytes_};
+  if (gpu_ != nullptr) {
+    stats.card = {.name = gpu_->gpu()->name(),
+                  .failure = std::string(gpu_->GetStats().why.message()),
+                  .work = gpu_->gpu()->GetStats()};
+  }
+  return stats;
 }
 
 }  // namespace sketchkv

@@ -124,6 +124,12 @@ class Engine {
   struct Stats {
     uint64_t put_raw_bytes_total = 0;     // as raw, whatever travelled
     uint64_t put_stored_bytes_total = 0;  // of cells written
+    struct Card {
+      std::string name;
+      std::string failure;  // why it failed; empty: it works
+      Gpu::Stats work;
+    };
+    std::optional<Card> card;
   };
   [[nodiscard]] Stats GetStats() const;
 

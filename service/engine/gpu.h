@@ -116,6 +116,13 @@ class Gpu {
 
   // Asks the card. OK until it has failed.
   [[nodiscard]] virtual absl::Status Check() = 0;
+
+  struct Stats {
+    uint64_t attention_calls_total = 0;         // of Attend
+    uint64_t attention_batches_total = 0;       // of what went to the card together
+    uint64_t attention_microseconds_total = 0;  // of batches
+  };
+  [[nodiscard]] virtual Stats GetStats() const = 0;
 };
 
 }  // namespace sketchkv

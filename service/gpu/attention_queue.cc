@@ -10,6 +10,7 @@ absl::Status AttentionQueue::Run(std::span<const GpuAttention> jobs,
                                  const std::shared_ptr<const GpuModel>& model, Place place) {
   Call call;
   MutexLock lock(&mu_);
+  ++calls_total_;
   for (const GpuAttention& job : jobs) {
     const uint32_t rows = job.query.num_query_tokens * job.query.queries_per_kv_head;
     for (uint32_t row = 0; row < rows; row += cuda::kMaxQueries) {
@@ -62,8 +63,12 @@ void AttentionQueue::RunBatch() {
       waiting_.insert(waiting_.begin(), waiting.begin(), waiting.end());
       changed_.NotifyAll();
     }
+    const auto begin = std::chrono::steady_clock::now();
     status = lane->End(batch.Run());
+    const auto took = std::chrono::steady_clock::now() - begin;
     mu_.Lock();
+    ++batches_total_;
+    batch_time_ += took;
   }
   for (const Waiting& done : taken) {
     --done.call->left;
@@ -71,6 +76,14 @@ void AttentionQueue::RunBatch() {
   }
   --running_;
   changed_.NotifyAll();
+}
+
+Gpu::Stats AttentionQueue::GetStats() const {
+  MutexLock lock(&mu_);
+  return {.attention_calls_total = calls_total_,
+          .attention_batches_total = batches_total_,
+          .attention_microseconds_total = static_cast<uint64_t>(
+              std::chrono::duration_cast<std::chrono::microseconds>(batch_time_).count())};
 }
 
 }  // namespace sketchkv::gpu

@@ -26,6 +26,7 @@ class AttentionQueue {
   // Waits for the answers. UNAVAILABLE: the card failed, during this batch or an earlier one.
   [[nodiscard]] absl::Status Run(std::span<const GpuAttention> jobs,
                                  const std::shared_ptr<const GpuModel>& model, Place place);
+  [[nodiscard]] Gpu::Stats GetStats() const;
 
  private:
   struct Call {
@@ -45,10 +46,13 @@ class AttentionQueue {
   BlockTables* const tables_;
   const std::chrono::microseconds delay_;
 
-  Mutex mu_;
+  mutable Mutex mu_;
   CondVar changed_;
   std::deque<Waiting> waiting_ SKETCHKV_GUARDED_BY(mu_);
   size_t running_ SKETCHKV_GUARDED_BY(mu_) = 0;  // batches, at most one a lane
+  uint64_t calls_total_ SKETCHKV_GUARDED_BY(mu_) = 0;
+  uint64_t batches_total_ SKETCHKV_GUARDED_BY(mu_) = 0;
+  std::chrono::nanoseconds batch_time_ SKETCHKV_GUARDED_BY(mu_){0};
 };
 
 }  // namespace sketchkv::gpu

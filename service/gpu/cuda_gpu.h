@@ -32,6 +32,7 @@ class CudaGpu final : public Gpu {
   [[nodiscard]] absl::Status Decode(const GpuPart& part, DType dtype, std::byte* payload) override;
   [[nodiscard]] absl::StatusOr<GpuBytes> OpenShared(const GpuIpcHandle& handle) override;
   [[nodiscard]] absl::Status Check() override;
+  [[nodiscard]] Stats GetStats() const override { return attention_->GetStats(); }
   [[nodiscard]] std::string name() const override { return name_; }
 
  private:

@@ -41,6 +41,27 @@ absl::Status ValidateTtl(const char* field, uint32_t ttl_ms, uint32_t least) {
       absl::StrCat(field, " is ", ttl_ms, "; it needs ", least, " to ", kMaxLeaseMs));
 }
 
+void AddGpu(const BlockPool::Stats& pool, const Engine::Stats::Card& card,
+            v1::GetStatsResponse* response) {
+  v1::GetStatsResponse::Tier* tier = response->add_tiers();
+  tier->set_name("gpu");
+  tier->set_capacity_bytes(pool.gpu_budget_bytes);
+  tier->set_page_bytes(pool.gpu_page_bytes);
+  tier->set_used_bytes(pool.gpu_used_bytes);
+  tier->set_blocks(pool.gpu_blocks);
+  v1::GetStatsResponse::Gpu* gpu = response->mutable_gpu();
+  gpu->set_name(card.name);
+  gpu->set_failure(card.failure);
+  gpu->set_stale_blocks(pool.stale_blocks);
+  gpu->set_promoted_total(pool.promoted_total);
+  gpu->set_demoted_total(pool.demoted_total);
+  gpu->set_fallback_total(pool.gpu_fallback_total);
+  gpu->set_lost_total(pool.gpu_lost_total);
+  gpu->set_attention_calls_total(card.work.attention_calls_total);
+  gpu->set_attention_batches_total(card.work.attention_batches_total);
+  gpu->set_attention_microseconds_total(card.work.attention_microseconds_total);
+}
+
 }  // namespace
 
 RawBidiReactor* CacheService::Put(grpc::CallbackServerContext* call) {
@@ -130,6 +151,7 @@ grpc::ServerUnaryReactor* CacheService::GetStats(grpc::CallbackServerContext* ca
                                                  v1::GetStatsResponse* response) {
   return RunUnary(*service_, call, 0, [this, response] {
     const BlockPool::Stats pool = service_->engine->pool().GetStats();
+    const Engine::Stats engine = service_->engine->GetStats();
     v1::GetStatsResponse::Tier* tier = response->add_tiers();
     tier->set_name("host");
     tier->set_capacity_bytes(pool.budget_bytes);
@@ -149,9 +171,9 @@ grpc::ServerUnaryReactor* CacheService::GetStats(grpc::CallbackServerContext* ca
     response->set_version(service_->version);
     response->set_shm_socket(service_->shm_socket);
     response->set_shm_server(service_->shm_server);
-    const Engine::Stats engine = service_->engine->GetStats();
     response->set_put_raw_bytes_total(engine.put_raw_bytes_total);
     response->set_put_stored_bytes_total(engine.put_stored_bytes_total);
+    if (engine.card.has_value()) AddGpu(pool, *engine.card, response);
     return absl::OkStatus();
   });
 }

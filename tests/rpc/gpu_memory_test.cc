@@ -350,5 +350,34 @@ TEST(GpuMemoryRpcTest, BytesThatGoOverTheHostAreAdmitted) {
   ExpectItem(f.Get({get})[0].status(), Code::RESOURCE_EXHAUSTED, {"4000"});
 }
 
+TEST(GpuMemoryRpcTest, StatsTellOfTheCard) {
+  GpuFixture f;
+  f.PutChain();
+  v1::AttendResponse attended;
+  ASSERT_TRUE(f.Attend(f.RequestOnGpu(), &attended).ok());
+  const auto stats_now = [&f] {
+    grpc::ClientContext call;
+    v1::GetStatsResponse stats;
+    EXPECT_TRUE(f.cache->GetStats(&call, {}, &stats).ok());
+    return stats;
+  };
+  v1::GetStatsResponse stats = stats_now();
+  ASSERT_EQ(stats.tiers_size(), 2);
+  EXPECT_EQ(stats.tiers(1).name(), "gpu");
+  EXPECT_EQ(stats.tiers(1).capacity_bytes(), size_t{1} << 20);
+  EXPECT_EQ(stats.tiers(1).used_bytes(), stats.tiers(0).used_bytes());
+  EXPECT_EQ(stats.tiers(1).blocks(), 2);
+  EXPECT_EQ(stats.gpu().name(), "fake");
+  EXPECT_EQ(stats.gpu().failure(), "");
+  EXPECT_EQ(stats.gpu().stale_blocks(), 2) << "they were put from the card";
+  EXPECT_EQ(stats.gpu().attention_calls_total(), 1);
+  f.gpu.Break();
+  EXPECT_FALSE(f.Attend(f.Request(), &attended).ok());
+  stats = stats_now();
+  EXPECT_EQ(stats.gpu().failure(), "the fake card is broken");
+  EXPECT_EQ(stats.gpu().lost_total(), 2);
+  EXPECT_EQ(stats.tiers(1).capacity_bytes(), 0) << "nothing is served from there any more";
+}
+
 }  // namespace
 }  // namespace sketchkv

@@ -49,6 +49,10 @@ class FakeGpu final : public Gpu {
   [[nodiscard]] absl::Status Decode(const GpuPart& part, DType dtype, std::byte* payload) override;
   [[nodiscard]] absl::StatusOr<GpuBytes> OpenShared(const GpuIpcHandle& handle) override;
   [[nodiscard]] absl::Status Check() override { return Alive(); }
+  [[nodiscard]] Stats GetStats() const override {
+    const auto calls = static_cast<uint64_t>(attentions.load());
+    return {.attention_calls_total = calls, .attention_batches_total = calls};
+  }
 
  private:
   [[nodiscard]] absl::Status Alive() const;

@@ -16,6 +16,19 @@ nlohmann::ordered_json TierJson(const ServerStats::Tier& tier) {
           {"sealed_blocks", tier.sealed_blocks}};
 }
 
+nlohmann::ordered_json GpuJson(const ServerStats::Gpu& gpu) {
+  return {{"name", gpu.name},
+          {"failure", gpu.failure},
+          {"stale_blocks", gpu.stale_blocks},
+          {"promoted_total", gpu.promoted_total},
+          {"demoted_total", gpu.demoted_total},
+          {"fallback_total", gpu.fallback_total},
+          {"lost_total", gpu.lost_total},
+          {"attention_calls_total", gpu.attention_calls_total},
+          {"attention_batches_total", gpu.attention_batches_total},
+          {"attention_microseconds_total", gpu.attention_microseconds_total}};
+}
+
 absl::StatusOr<CommandOutput> RunStat(const CommandRunner& runner) {
   SKETCHKV_ASSIGN_OR_RETURN(const std::unique_ptr<Client> client, runner.Connect());
   SKETCHKV_ASSIGN_OR_RETURN(const ServerStats stats, client->GetStats());
@@ -40,6 +53,17 @@ absl::StatusOr<CommandOutput> RunStat(const CommandRunner& runner) {
                           "them sealed\n",
                           tier.name, tier.used_bytes, tier.capacity_bytes, tier.pinned_bytes,
                           tier.leased_bytes, tier.blocks, tier.sealed_blocks);
+  }
+  if (stats.gpu.has_value()) {
+    const ServerStats::Gpu& gpu = *stats.gpu;
+    output.json["gpu"] = GpuJson(gpu);
+    absl::StrAppendFormat(
+        &output.text,
+        "gpu %s: %s; %d blocks to write back, %d promoted, %d demoted, %d found no room, %d lost; "
+        "attention: %d calls in %d batches, %d us\n",
+        gpu.name, gpu.failure.empty() ? "works" : "failed: " + gpu.failure, gpu.stale_blocks,
+        gpu.promoted_total, gpu.demoted_total, gpu.fallback_total, gpu.lost_total,
+        gpu.attention_calls_total, gpu.attention_batches_total, gpu.attention_microseconds_total);
   }
   absl::StrAppendFormat(
       &output.text,

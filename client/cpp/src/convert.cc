@@ -250,6 +250,19 @@ ServerStats FromProto(const v1::GetStatsResponse& stats) {
                          tier.pinned_bytes(), tier.leased_bytes(), tier.blocks(),
                          tier.sealed_blocks()});
   }
+  if (stats.has_gpu()) {
+    const v1::GetStatsResponse::Gpu& gpu = stats.gpu();
+    out.gpu = {gpu.name(),
+               gpu.failure(),
+               gpu.stale_blocks(),
+               gpu.promoted_total(),
+               gpu.demoted_total(),
+               gpu.fallback_total(),
+               gpu.lost_total(),
+               gpu.attention_calls_total(),
+               gpu.attention_batches_total(),
+               gpu.attention_microseconds_total()};
+  }
   out.leases = stats.leases();
   out.evicted_total = stats.evicted_total();
   out.expired_total = stats.expired_total();

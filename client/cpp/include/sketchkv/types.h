@@ -166,6 +166,15 @@ struct ServerStats {
     uint64_t blocks = 0, sealed_blocks = 0;
   };
   std::vector<Tier> tiers;
+  struct Gpu {
+    std::string name;
+    std::string failure;        // why it failed; empty: it works
+    uint64_t stale_blocks = 0;  // whose bytes are there alone, to be written to the host
+    uint64_t promoted_total = 0, demoted_total = 0, fallback_total = 0, lost_total = 0;
+    uint64_t attention_calls_total = 0, attention_batches_total = 0;
+    uint64_t attention_microseconds_total = 0;
+  };
+  std::optional<Gpu> gpu;  // of a server with a card
   uint64_t leases = 0, evicted_total = 0, expired_total = 0, deleted_total = 0;
   uint64_t integrity_failures_total = 0, models = 0;
   uint64_t put_raw_bytes_total = 0, put_stored_bytes_total = 0;

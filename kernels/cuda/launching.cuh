@@ -2,6 +2,7 @@
 
 #include <type_traits>
 
+#include "kernels/cuda/known_kernels.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/ptx.cuh"
 
@@ -49,9 +50,10 @@ cudaError_t WithRowType(RowType type, const F& f) {
 template <typename... Params>
 cudaError_t LaunchKernel(void (*kernel)(Params...), uint32_t blocks, uint32_t threads,
                          uint32_t shared_bytes, cudaStream_t stream, const Params&... params) {
-  const cudaError_t set = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                               static_cast<int>(shared_bytes));
-  if (set != cudaSuccess) return set;
+  bool may_begin_early = false;
+  const cudaError_t prepared =
+      PrepareKernel(reinterpret_cast<const void*>(kernel), shared_bytes, &may_begin_early);
+  if (prepared != cudaSuccess) return prepared;
   kernel<<<blocks, threads, shared_bytes, stream>>>(params...);
   return cudaGetLastError();
 }
@@ -61,20 +63,13 @@ cudaError_t LaunchKernel(void (*kernel)(Params...), uint32_t blocks, uint32_t th
 template <typename... Params>
 cudaError_t LaunchEarly(void (*kernel)(Params...), uint32_t blocks, uint32_t threads,
                         uint32_t shared_bytes, cudaStream_t stream, const Params&... params) {
-  cudaFuncAttributes attributes;
-  if (const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel); error != cudaSuccess) {
-    return error;
-  }
-  // Compiled for less, it does not wait.
-  if (attributes.ptxVersion < 90) {
-    return LaunchKernel(kernel, blocks, threads, shared_bytes, stream, params...);
-  }
-  const cudaError_t set = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                               static_cast<int>(shared_bytes));
-  if (set != cudaSuccess) return set;
+  bool may_begin_early = false;
+  const cudaError_t prepared =
+      PrepareKernel(reinterpret_cast<const void*>(kernel), shared_bytes, &may_begin_early);
+  if (prepared != cudaSuccess) return prepared;
   cudaLaunchAttribute early{};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
+  early.val.programmaticStreamSerializationAllowed = may_begin_early ? 1 : 0;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(blocks);
   config.blockDim = dim3(threads);

@@ -128,9 +128,10 @@ absl::StatusOr<std::unique_ptr<Gpu>> OpenCard(const Config& config) {
   return nullptr;
 }
 
-// A card answers sooner than a thread wakes up; with few cores there is none to spare.
+// A card answers sooner than a thread wakes up, and a decode loop asks again within milliseconds;
+// with few cores there is none to spare.
 std::chrono::microseconds SpinTime(const Config& config, bool has_gpu, uint32_t threads) {
-  constexpr uint32_t kDefaultUs = 500, kManyThreads = 8;
+  constexpr uint32_t kDefaultUs = 2000, kManyThreads = 8;
   const uint32_t by_default = has_gpu && threads >= kManyThreads ? kDefaultUs : 0;
   return std::chrono::microseconds(config.spin_us.value_or(by_default));
 }

@@ -170,7 +170,7 @@ absl::Status RunUnits(const AttentionRequest& request, size_t num_units, Executo
   absl::Status gpu;
   executor->ParallelFor(first + num_units, [&](size_t i) {
     if (stop.load(std::memory_order_relaxed)) return;
-    if (!StillWanted(request).ok()) {
+    if (!request.patience.Check().ok()) {
       stop.store(true, std::memory_order_relaxed);
       return;
     }
@@ -180,7 +180,7 @@ absl::Status RunUnits(const AttentionRequest& request, size_t num_units, Executo
   });
   SKETCHKV_RETURN_IF_ERROR(gpu);
   if (!stop.load()) return absl::OkStatus();
-  absl::Status why = StillWanted(request);
+  absl::Status why = request.patience.Check();
   return why.ok() ? absl::CancelledError("cancelled") : why;
 }
 
@@ -244,7 +244,7 @@ absl::Status ScoreOnGpu(const AttentionRequest& request, const AttentionTargets&
                       .stride = results[i].num_tokens});
     }
   }
-  SKETCHKV_RETURN_IF_ERROR(gpu->Score(jobs));
+  SKETCHKV_RETURN_IF_ERROR(gpu->Score(jobs, request.patience));
   for (size_t i = 0; i < targets.size(); ++i) {
     for (const GpuRun& run : targets[i]->gpu_runs) {
       for (size_t row = 0; row < shapes[i].rows; ++row) {

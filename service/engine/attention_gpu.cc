@@ -78,7 +78,7 @@ absl::Status GpuPartials::Compute(Gpu* gpu, std::span<float> answer, Place place
                       .lse = out + shape.rows * value_dim});
     }
   }
-  return gpu->Attend(jobs, place);
+  return gpu->Attend(jobs, place, request_.patience);
 }
 
 void GpuPartials::Merge(std::span<float> answer) const {

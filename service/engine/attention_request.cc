@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <chrono>
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
@@ -56,15 +55,6 @@ absl::Status ValidateItem(const AttentionRequest& request, size_t index) {
 }
 
 }  // namespace
-
-absl::Status StillWanted(const AttentionRequest& request) {
-  if (request.cancelled && request.cancelled()) return absl::CancelledError("cancelled");
-  if (request.deadline != TimePoint::max() &&
-      std::chrono::steady_clock::now() >= request.deadline) {
-    return absl::DeadlineExceededError("the deadline passed while the request ran");
-  }
-  return absl::OkStatus();
-}
 
 absl::Status ValidateAttention(const AttentionRequest& request) {
   if (request.queries_per_kv_head < 1 || request.queries_per_kv_head > 128) {

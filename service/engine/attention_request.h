@@ -8,10 +8,10 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "kernels/base/clock.h"
 #include "kernels/codec.h"
 #include "service/engine/gpu.h"
 #include "service/engine/model_registry.h"
+#include "service/engine/patience.h"
 #include "service/pool/block.h"
 
 namespace sketchkv {
@@ -39,8 +39,7 @@ struct AttentionRequest {
   // Where these lie, and the memory for the answer.
   Place queries_place = Place::kHost;
   Place answer_place = Place::kHost;
-  TimePoint deadline = TimePoint::max();
-  std::function<bool()> cancelled;  // may be empty
+  Patience patience;
   // Asked once, before anything large is made, whether this many bytes may be held; may be empty.
   std::function<absl::Status(uint64_t)> admit;
 };
@@ -48,9 +47,6 @@ struct AttentionRequest {
 // Sizes, ranges and, of queries on the host, finiteness of a request, before anything is pinned.
 // INVALID_ARGUMENT names the field and both numbers.
 [[nodiscard]] absl::Status ValidateAttention(const AttentionRequest& request);
-
-// Why the request is no longer wanted (CANCELLED, DEADLINE_EXCEEDED); OK while it is.
-[[nodiscard]] absl::Status StillWanted(const AttentionRequest& request);
 
 // How many numbers answer a valid request.
 [[nodiscard]] uint64_t AnswerFloats(const AttentionRequest& request);

@@ -121,7 +121,7 @@ absl::StatusOr<AttentionTargets> Engine::ResolveAll(uint32_t tenant,
         continue;
       }
     }
-    SKETCHKV_RETURN_IF_ERROR(StillWanted(request));
+    SKETCHKV_RETURN_IF_ERROR(request.patience.Check());
     absl::StatusOr<std::shared_ptr<const AttentionTarget>> target =
         Resolve(tenant, request, item, use_gpu);
     if (!target.ok()) {

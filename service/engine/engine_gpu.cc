@@ -135,7 +135,7 @@ absl::Status Engine::AttendOnGpu(uint32_t tenant, const AttentionRequest& reques
   if (request.queries_place == Place::kGpu && request.answer_place == Place::kGpu) {
     SKETCHKV_ASSIGN_OR_RETURN(const AttentionTargets targets, ResolveAll(tenant, request));
     if (AllOnGpu(targets)) {
-      SKETCHKV_RETURN_IF_ERROR(StillWanted(request));
+      SKETCHKV_RETURN_IF_ERROR(request.patience.Check());
       const std::vector<ItemShape> shapes = ShapeItems(request);
       return NoteGpu(GpuPartials(request, targets, shapes).Compute(card(), answer, Place::kGpu));
     }
@@ -147,7 +147,7 @@ absl::Status Engine::AttendOnGpu(uint32_t tenant, const AttentionRequest& reques
   on_host.answer_place = Place::kHost;
   host_answer.resize(answer.size());
   SKETCHKV_RETURN_IF_ERROR(Attend(tenant, on_host, host_answer));
-  SKETCHKV_RETURN_IF_ERROR(StillWanted(request));
+  SKETCHKV_RETURN_IF_ERROR(request.patience.Check());
   return NoteGpu(card()->CopyToGpu(std::as_bytes(std::span(host_answer)),
                                    reinterpret_cast<std::byte*>(answer.data())));
 }

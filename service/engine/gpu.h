@@ -13,6 +13,7 @@
 #include "kernels/codec.h"
 #include "service/engine/model_registry.h"
 #include "service/engine/part.h"
+#include "service/engine/patience.h"
 #include "service/pool/block_pool.h"
 
 namespace sketchkv {
@@ -97,9 +98,12 @@ class Gpu {
   [[nodiscard]] virtual absl::Status CopyToGpu(std::span<const std::byte> from, std::byte* to) = 0;
 
   // Queries and answers lie at `place`. Those of the same layer, from any caller, are answered
-  // together. INVALID_ARGUMENT: a query on the card is not finite.
-  [[nodiscard]] virtual absl::Status Attend(std::span<const GpuAttention> jobs, Place place) = 0;
-  [[nodiscard]] virtual absl::Status Score(std::span<const GpuScores> jobs) = 0;
+  // together. INVALID_ARGUMENT: a query on the card is not finite. DEADLINE_EXCEEDED, CANCELLED: of
+  // a caller without patience, before the last of its jobs began.
+  [[nodiscard]] virtual absl::Status Attend(std::span<const GpuAttention> jobs, Place place,
+                                            const Patience& patience) = 0;
+  [[nodiscard]] virtual absl::Status Score(std::span<const GpuScores> jobs,
+                                           const Patience& patience) = 0;
 
   // Encodes the cells of raw rows at `payload`, on the card, into the part's slot and makes
   // their checksums. Rows that change meanwhile give cells that are valid, or an error.

@@ -1,13 +1,15 @@
 #include "service/gpu/attention_queue.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "kernels/cuda/launch.h"
 
 namespace sketchkv::gpu {
 
 absl::Status AttentionQueue::Run(std::span<const GpuAttention> jobs,
-                                 const std::shared_ptr<const GpuModel>& model, Place place) {
+                                 const std::shared_ptr<const GpuModel>& model, Place place,
+                                 const Patience& patience) {
   Call call;
   MutexLock lock(&mu_);
   ++calls_total_;
@@ -22,49 +24,59 @@ absl::Status AttentionQueue::Run(std::span<const GpuAttention> jobs,
                            .refused = &call.refused},
                           &call});
       ++call.left;
+      ++call.waiting;
     }
   }
+  absl::Status left;  // why the caller has
   while (call.left > 0) {
-    if (!waiting_.empty() && running_ < lanes_->size()) {
-      RunBatch();
-    } else {
+    if (call.waiting == 0) {  // what has begun refers to the caller's memory
       changed_.Wait(&mu_);
+    } else if (left = patience.Check(); !left.ok()) {
+      Withdraw(&call);
+    } else if (running_ < lanes_->size()) {
+      RunBatch(patience);
+    } else {
+      patience.Wait(&changed_, &mu_);
     }
   }
-  return call.status.ok() ? call.refused : call.status;
+  if (!call.status.ok()) return call.status;
+  return left.ok() ? call.refused : left;
 }
 
-void AttentionQueue::RunBatch() {
+void AttentionQueue::Withdraw(Call* call) {
+  std::erase_if(waiting_, [call](const Waiting& waiting) { return waiting.call == call; });
+  call->left -= std::exchange(call->waiting, 0);
+}
+
+void AttentionQueue::RunBatch(const Patience& patience) {
   ++running_;
   if (delay_.count() > 0) {
     const auto until = std::chrono::steady_clock::now() + delay_;
     while (changed_.WaitUntil(&mu_, until)) {
     }
   }
-  if (waiting_.empty()) {  // others took it meanwhile
-    --running_;
-    return;
-  }
   std::vector<Waiting> taken;
   absl::Status status;
   {
-    // A batch runs without the mutex; `running_` has kept a lane for it.
-    std::deque<Waiting> waiting;
-    waiting.swap(waiting_);
     mu_.Unlock();
-    const Lanes::Hold lane = lanes_->Take();
-    AttentionBatch batch(&*lane, lane.index(), tables_);
-    while (!waiting.empty() && batch.Add(waiting.front().piece)) {
-      taken.push_back(waiting.front());
-      waiting.pop_front();
-    }
-    if (!waiting.empty()) {
-      MutexLock lock(&mu_);
-      waiting_.insert(waiting_.begin(), waiting.begin(), waiting.end());
+    const absl::StatusOr<Lanes::Hold> lane = lanes_->Take(patience);
+    mu_.Lock();
+    if (!lane.ok() || waiting_.empty()) {  // others took it meanwhile
+      --running_;
       changed_.NotifyAll();
+      return;
     }
+    AttentionBatch batch(&**lane, lane->index(), tables_);
+    while (!waiting_.empty() && batch.Add(waiting_.front().piece)) {
+      taken.push_back(waiting_.front());
+      --taken.back().call->waiting;
+      waiting_.pop_front();
+    }
+    if (!waiting_.empty()) changed_.NotifyAll();
+    // A batch runs without the mutex; `running_` has kept a lane for it.
+    mu_.Unlock();
     const auto begin = std::chrono::steady_clock::now();
-    status = lane->End(batch.Run());
+    status = (*lane)->End(batch.Run());
     const auto took = std::chrono::steady_clock::now() - begin;
     mu_.Lock();
     ++batches_total_;

@@ -24,13 +24,16 @@ class AttentionQueue {
       : lanes_(lanes), tables_(tables), delay_(delay) {}
 
   // Waits for the answers. UNAVAILABLE: the card failed, during this batch or an earlier one.
+  // DEADLINE_EXCEEDED, CANCELLED: of a caller without patience, for whom not all had begun.
   [[nodiscard]] absl::Status Run(std::span<const GpuAttention> jobs,
-                                 const std::shared_ptr<const GpuModel>& model, Place place);
+                                 const std::shared_ptr<const GpuModel>& model, Place place,
+                                 const Patience& patience);
   [[nodiscard]] Gpu::Stats GetStats() const;
 
  private:
   struct Call {
-    size_t left = 0;  // pieces
+    size_t left = 0;     // pieces
+    size_t waiting = 0;  // of them, those not begun
     absl::Status status;
     absl::Status refused;
   };
@@ -39,8 +42,10 @@ class AttentionQueue {
     Call* call;
   };
 
-  // Takes what one lane can do and does it.
-  void RunBatch() SKETCHKV_REQUIRES(mu_);
+  // Takes what one lane can do and does it; nothing, if patience ends before there is a lane.
+  void RunBatch(const Patience& patience) SKETCHKV_REQUIRES(mu_);
+  // Takes back what has not begun.
+  void Withdraw(Call* call) SKETCHKV_REQUIRES(mu_);
 
   Lanes* const lanes_;
   BlockTables* const tables_;

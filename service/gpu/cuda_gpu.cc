@@ -114,16 +114,17 @@ absl::Status CudaGpu::CopyToGpu(std::span<const std::byte> from, std::byte* to) 
   return lane->End(CopyUp(&*lane, from, to));
 }
 
-absl::Status CudaGpu::Attend(std::span<const GpuAttention> jobs, Place place) {
+absl::Status CudaGpu::Attend(std::span<const GpuAttention> jobs, Place place,
+                             const Patience& patience) {
   if (jobs.empty()) return absl::OkStatus();
   SKETCHKV_RETURN_IF_ERROR(UseDevice());
-  return attention_->Run(jobs, models_.Get(jobs.front().query.model), place);
+  return attention_->Run(jobs, models_.Get(jobs.front().query.model), place, patience);
 }
 
-absl::Status CudaGpu::Score(std::span<const GpuScores> jobs) {
+absl::Status CudaGpu::Score(std::span<const GpuScores> jobs, const Patience& patience) {
   SKETCHKV_RETURN_IF_ERROR(UseDevice());
   for (const GpuScores& job : jobs) {
-    const Lanes::Hold lane = attention_lanes_->Take();
+    SKETCHKV_ASSIGN_OR_RETURN(const Lanes::Hold lane, attention_lanes_->Take(patience));
     SKETCHKV_RETURN_IF_ERROR(lane->End(
         ComputeScoresOn(&*lane, lane.index(), tables_.get(), *models_.Get(job.query.model), job)));
   }

@@ -100,6 +100,19 @@ absl::Status Lane::WaitForHalf(size_t half) {
 Lanes::Hold Lanes::Take() {
   MutexLock lock(&mu_);
   while (idle_.empty()) returned_.Wait(&mu_);
+  return TakeIdle();
+}
+
+absl::StatusOr<Lanes::Hold> Lanes::Take(const Patience& patience) {
+  MutexLock lock(&mu_);
+  while (idle_.empty()) {
+    SKETCHKV_RETURN_IF_ERROR(patience.Check());
+    patience.Wait(&returned_, &mu_);
+  }
+  return TakeIdle();
+}
+
+Lanes::Hold Lanes::TakeIdle() {
   const size_t index = idle_.back();
   idle_.pop_back();
   return {this, index};

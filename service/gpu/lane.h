@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "kernels/base/mutex.h"
 #include "kernels/cuda/launch.h"
+#include "service/engine/patience.h"
 #include "service/gpu/buffer.h"
 
 namespace sketchkv::gpu {
@@ -106,11 +107,13 @@ class Lanes {
     Lanes* lanes_;
     size_t index_;
   };
-  // Waits for one.
+  // Waits for one; with patience, until that is at an end: DEADLINE_EXCEEDED, CANCELLED.
   [[nodiscard]] Hold Take();
+  [[nodiscard]] absl::StatusOr<Hold> Take(const Patience& patience);
   [[nodiscard]] size_t size() const { return lanes_.size(); }
 
  private:
+  [[nodiscard]] Hold TakeIdle() SKETCHKV_REQUIRES(mu_);
   void Return(size_t index);
 
   const std::vector<std::unique_ptr<Lane>> lanes_;

@@ -114,7 +114,7 @@ absl::StatusOr<std::unique_ptr<AttentionCall>> ParseAttentionCall(
     SKETCHKV_RETURN_IF_ERROR(CopyQueries(service, message, call.get()));
   }
   SKETCHKV_RETURN_IF_ERROR(ValidateAttention(request));
-  request.deadline = deadline;
+  request.patience.deadline = deadline;
   request.admit = [&service, hold = &call->hold](uint64_t bytes) -> absl::Status {
     SKETCHKV_ASSIGN_OR_RETURN(*hold, service.inflight->Acquire(bytes));
     return absl::OkStatus();
@@ -125,7 +125,7 @@ absl::StatusOr<std::unique_ptr<AttentionCall>> ParseAttentionCall(
   } else if (message.has_outputs_segment()) {
     SKETCHKV_RETURN_IF_ERROR(FindOutputs(service, message.outputs_segment(), call.get()));
   }
-  request.cancelled = [cancelled = std::move(cancelled), outputs = &call->outputs] {
+  request.patience.cancelled = [cancelled = std::move(cancelled), outputs = &call->outputs] {
     return (cancelled && cancelled()) || (outputs->has_value() && !(*outputs)->CheckGuard().ok());
   };
   return call;

@@ -388,10 +388,10 @@ TEST(EngineAttentionTest, CancelledWorkStops) {
   const std::vector<float> queries = RandomFloats(2 * 3 * kDim, 12);
   AttentionRequest request{.model = chain.model, .queries_per_kv_head = 1, .queries = queries};
   request.items = {chain.Item(0)};
-  request.cancelled = [] { return true; };
+  request.patience.cancelled = [] { return true; };
   EXPECT_THAT(Attend(&chain.f.engine, 0, request), StatusIs(absl::StatusCode::kCancelled));
-  request.cancelled = nullptr;
-  request.deadline = TimePoint::min();
+  request.patience.cancelled = nullptr;
+  request.patience.deadline = TimePoint::min();
   EXPECT_THAT(Attend(&chain.f.engine, 0, request), StatusIs(absl::StatusCode::kDeadlineExceeded));
 }
 

@@ -90,7 +90,7 @@ absl::Status FakeGpu::CopyToGpu(std::span<const std::byte> from, std::byte* to) 
   return absl::OkStatus();
 }
 
-absl::Status FakeGpu::Attend(std::span<const GpuAttention> jobs, Place place) {
+absl::Status FakeGpu::Attend(std::span<const GpuAttention> jobs, Place place, const Patience&) {
   ++attentions;
   if (place == Place::kGpu) ++attentions_in_place;
   if (!Alive().ok()) return Alive();
@@ -112,7 +112,7 @@ absl::Status FakeGpu::Attend(std::span<const GpuAttention> jobs, Place place) {
   return absl::OkStatus();
 }
 
-absl::Status FakeGpu::Score(std::span<const GpuScores> jobs) {
+absl::Status FakeGpu::Score(std::span<const GpuScores> jobs, const Patience&) {
   ++scores;
   if (!Alive().ok()) return Alive();
   for (const GpuScores& job : jobs) {

@@ -43,8 +43,10 @@ class FakeGpu final : public Gpu {
   }
   [[nodiscard]] absl::Status CopyToHost(std::span<const std::byte> from, std::byte* to) override;
   [[nodiscard]] absl::Status CopyToGpu(std::span<const std::byte> from, std::byte* to) override;
-  [[nodiscard]] absl::Status Attend(std::span<const GpuAttention> jobs, Place place) override;
-  [[nodiscard]] absl::Status Score(std::span<const GpuScores> jobs) override;
+  [[nodiscard]] absl::Status Attend(std::span<const GpuAttention> jobs, Place place,
+                                    const Patience& patience) override;
+  [[nodiscard]] absl::Status Score(std::span<const GpuScores> jobs,
+                                   const Patience& patience) override;
   [[nodiscard]] absl::Status Encode(const GpuPart& part, const std::byte* payload) override;
   [[nodiscard]] absl::Status Decode(const GpuPart& part, DType dtype, std::byte* payload) override;
   [[nodiscard]] absl::StatusOr<GpuBytes> OpenShared(const GpuIpcHandle& handle) override;

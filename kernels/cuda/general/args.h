@@ -50,7 +50,7 @@ struct GeneralPlan {
 
   GeneralValues values;
   bool exact_value_scale, value_basis;
-  uint32_t value_bits, value_group_size, value_groups;
+  uint32_t value_group_size, value_groups;
 
   uint32_t key_words, outlier_words, value_lines, scale_rows;
   uint32_t key_scale_row, outlier_scale_row, value_scale_row;

@@ -155,7 +155,6 @@ GeneralPlan PlanOf(const KvLayout& layout, const CodecProfile& profile, const He
   plan.values = KindOf(profile.value_codec);
   plan.exact_value_scale = profile.value_scale_rule == ScaleRule::kExact;
   plan.value_basis = profile.value_codec == ValueCodec::kBasis;
-  plan.value_bits = profile.value_bits;
   plan.value_group_size = profile.value_group_size;
   PlaceSections(CellFormat::Make(layout, profile), &plan);
 

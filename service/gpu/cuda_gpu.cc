@@ -5,7 +5,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
-#include "service/gpu/codec_job.h"
 #include "service/gpu/copier.h"
 #include "service/gpu/scores.h"
 
@@ -14,8 +13,8 @@ namespace {
 
 constexpr size_t kAttentionLanes = 2;
 constexpr size_t kCopyLanes = 2;
-// One block has too little work to fill a card.
-constexpr size_t kCodecLanes = 8;
+// What waits for one goes in one batch; meanwhile the card has others to do.
+constexpr size_t kCodecLanes = 2;
 // Of the tier: never one huge allocation, which is slow to make and, where memory is scattered,
 // fails first.
 constexpr uint64_t kChunkBytes = uint64_t{1} << 30;
@@ -61,6 +60,7 @@ absl::StatusOr<std::unique_ptr<CudaGpu>> CudaGpu::Open(const GpuOptions& options
       CreateLanes(kAttentionLanes, {.multiprocessors = multiprocessors, .attends = true}));
   SKETCHKV_ASSIGN_OR_RETURN(gpu->copy_lanes_, CreateLanes(kCopyLanes, {}));
   SKETCHKV_ASSIGN_OR_RETURN(gpu->codec_lanes_, CreateLanes(kCodecLanes, {}));
+  gpu->codec_ = std::make_unique<CodecQueue>(gpu->codec_lanes_.get());
   SKETCHKV_ASSIGN_OR_RETURN(gpu->tables_, BlockTables::Create(kAttentionLanes));
   gpu->attention_ = std::make_unique<AttentionQueue>(gpu->attention_lanes_.get(),
                                                      gpu->tables_.get(), options.batch_delay);
@@ -133,14 +133,15 @@ absl::Status CudaGpu::Score(std::span<const GpuScores> jobs, const Patience& pat
 
 absl::Status CudaGpu::Encode(const GpuPart& part, const std::byte* payload) {
   SKETCHKV_RETURN_IF_ERROR(UseDevice());
-  const Lanes::Hold lane = codec_lanes_->Take();
-  return lane->End(EncodeOn(&*lane, *models_.Get(part.model), part, payload));
+  const KvLayout& layout = part.model->layout();
+  return codec_->Run(*models_.Get(part.model), part, CodecWay::kEncode,
+                     {layout.key_dtype, layout.value_dtype,
+                      const_cast<std::byte*>(payload)});  // which is only read
 }
 
 absl::Status CudaGpu::Decode(const GpuPart& part, DType dtype, std::byte* payload) {
   SKETCHKV_RETURN_IF_ERROR(UseDevice());
-  const Lanes::Hold lane = codec_lanes_->Take();
-  return lane->End(DecodeOn(&*lane, *models_.Get(part.model), part, dtype, payload));
+  return codec_->Run(*models_.Get(part.model), part, CodecWay::kDecode, {dtype, dtype, payload});
 }
 
 absl::StatusOr<GpuBytes> CudaGpu::OpenShared(const GpuIpcHandle& handle) {

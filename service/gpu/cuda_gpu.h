@@ -9,6 +9,7 @@
 #include "service/gpu/attention_queue.h"
 #include "service/gpu/block_tables.h"
 #include "service/gpu/buffer.h"
+#include "service/gpu/codec_queue.h"
 #include "service/gpu/cuda_ipc.h"
 #include "service/gpu/gpu_model.h"
 #include "service/gpu/ipc_cache.h"
@@ -50,6 +51,7 @@ class CudaGpu final : public Gpu {
   std::unique_ptr<Lanes> attention_lanes_;
   std::unique_ptr<Lanes> copy_lanes_;
   std::unique_ptr<Lanes> codec_lanes_;
+  std::unique_ptr<CodecQueue> codec_;
   std::unique_ptr<BlockTables> tables_;
   std::unique_ptr<AttentionQueue> attention_;
   const SteadyClock clock_;

@@ -149,13 +149,14 @@ bool GpuLayer::TunedTakes(const Cells& cells) const {
          cells.key_stride % kTunedAlignment == 0 && cells.value_stride % kTunedAlignment == 0;
 }
 
-void GpuLayer::FillCells(Lane* lane, const Cells& cells,
+void GpuLayer::FillCells(Lane* lane, const Cells& cells, size_t first,
                          std::span<const cuda::GeneralCell> from) const {
   if (!TunedTakes(cells)) {
-    std::memcpy(lane->host(cells.offset), from.data(), from.size_bytes());
+    std::memcpy(lane->host(cells.offset + first * sizeof(cuda::GeneralCell)), from.data(),
+                from.size_bytes());
     return;
   }
-  auto* const rows = reinterpret_cast<cuda::CellRows*>(lane->host(cells.offset));
+  auto* const rows = reinterpret_cast<cuda::CellRows*>(lane->host(cells.offset)) + first;
   for (size_t i = 0; i < from.size(); ++i) rows[i] = from[i].rows;
 }
 

@@ -58,12 +58,20 @@ class GpuLayer {
     size_t key_stride = 0;
     size_t value_stride = 0;
     bool aligned = false;  // rows, to 16 bytes; else to their numbers
+
+    // Whether one launch takes both.
+    [[nodiscard]] bool SameRows(const Cells& other) const {
+      return key_type == other.key_type && value_type == other.value_type &&
+             key_stride == other.key_stride && value_stride == other.value_stride &&
+             aligned == other.aligned;
+    }
   };
   // Room for one cell there.
   static constexpr size_t kCellBytes = sizeof(cuda::GeneralCell);
-  // Writes what the kernels read of them to the host's side of the staging area; to be copied up
-  // before the launch.
-  void FillCells(Lane* lane, const Cells& cells, std::span<const cuda::GeneralCell> from) const;
+  // Writes what the kernels read of some of them, from cell `first` on, to the host's side of the
+  // staging area; to be copied up before the launch.
+  void FillCells(Lane* lane, const Cells& cells, size_t first,
+                 std::span<const cuda::GeneralCell> from) const;
   [[nodiscard]] absl::Status Encode(Lane* lane, const Cells& cells,
                                     cuda::EncodeArgs::Checks* checks) const;
   [[nodiscard]] absl::Status Decode(Lane* lane, const Cells& cells) const;

@@ -10,6 +10,7 @@
 
 #include "service/engine/cell_source.h"
 #include "service/engine/gpu_tier.h"
+#include "service/engine/raw_answer.h"
 #include "service/gpu/open_gpu.h"
 #include "service/pool/arena_tier.h"
 #include "tests/gpu/device_array.h"
@@ -320,6 +321,76 @@ TEST_P(GpuEngineTest, RowsOnTheCardThatAreNotFiniteAreNamed) {
   EXPECT_THAT(gpu_->Encode(card.part, card.rows.data()),
               StatusIs(absl::StatusCode::kInvalidArgument,
                        {"layer 1, head 2: values: token 5 channel 17"}));
+}
+
+// Calls that wait are done together; what is wrong with one of them is nothing to the others.
+TEST_P(GpuEngineTest, PartsOfManyThreadsAreEachDoneAsIfAlone) {
+  constexpr uint64_t kThreads = 12;
+  constexpr uint32_t kRounds = 8;
+  const uint32_t tokens = GetParam().block_tokens;
+  std::vector<std::thread> threads;
+  for (uint64_t t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&, t] {
+      // Some layers, tokens and orders, so that not all share a launch.
+      RawPart raw = RandomPart(*model_, {.layer_begin = static_cast<uint32_t>(t % 3)},
+                               tokens - static_cast<uint32_t>(t % 2), t,
+                               t % 4 == 0 ? RawOrder::kHnd : RawOrder::kNhd);
+      const bool bad = t % 5 == 4;
+      if (bad) std::memset(raw.payload.data(), 0xFF, sizeof(float));
+      const BlockKey key{.fingerprint = model_->fingerprint, .hash = TestHash(t)};
+      PartOnCard card(model_, raw, key);
+      std::vector<std::byte> host_slot(model_->shape.slot_bytes, std::byte{0xA5});
+      for (uint32_t round = 0; round < kRounds; ++round) {
+        const bool on_host = round % 2 == 1;
+        card.part.slot = on_host ? nullptr : card.slot.data();
+        card.part.host_slot = host_slot.data();
+        std::fill(card.checksums.begin(), card.checksums.end(), 0);
+        const absl::Status encoded = gpu_->Encode(card.part, card.rows.data());
+        if (bad) {
+          EXPECT_THAT(encoded, StatusIs(absl::StatusCode::kInvalidArgument,
+                                        {"keys: token 0 channel 0 is not finite"}));
+          continue;
+        }
+        ASSERT_THAT(encoded, IsOk());
+        const std::vector<std::byte> slot = on_host ? host_slot : card.slot.ToHost();
+        for (size_t i = 0; i < card.cells.size(); ++i) {
+          const auto [layer, head] = card.cells[i];
+          std::vector<std::byte> want(model_->codec->cell_bytes(layer));
+          const RawPartFormat format(model_->layout(), raw.layout.range, raw.layout.num_tokens,
+                                     raw.layout.raw_order);
+          const auto* const rows = reinterpret_cast<const std::byte*>(raw.payload.data());
+          ASSERT_THAT(model_->codec->cell(layer, head)
+                          .Encode(format.Keys(rows, layer, head), format.Values(rows, layer, head),
+                                  raw.layout.num_tokens, want),
+                      IsOk());
+          const std::byte* const got = slot.data() + model_->codec->cell_offset(layer, head);
+          ASSERT_EQ(std::memcmp(got, want.data(), want.size()), 0) << t << " " << i;
+          ASSERT_EQ(card.checksums[i],
+                    CellChecksummer(key, raw.layout.num_tokens).Of(layer, head, want));
+        }
+        // And back, while others encode.
+        const RawPartFormat format(model_->layout(), raw.layout.range, raw.layout.num_tokens,
+                                   raw.layout.raw_order, DType::kBf16, DType::kBf16);
+        testing::DeviceArray<std::byte> out(format.total_bytes());
+        const std::vector<uint32_t> checksums = card.checksums;
+        ASSERT_THAT(gpu_->Decode(card.part, DType::kBf16, out.data()), IsOk());
+        EXPECT_EQ(card.checksums, checksums);
+        std::vector<std::byte> want(format.total_bytes());
+        const RawAnswer answer{*model_, raw.layout.range, raw.layout.num_tokens, DType::kBf16,
+                               raw.layout.raw_order};
+        for (const auto& cell : card.cells) {
+          ASSERT_THAT(
+              answer.DecodeCell(format, cell,
+                                {slot.data() + model_->codec->cell_offset(cell.layer, cell.head),
+                                 model_->codec->cell_bytes(cell.layer)},
+                                want.data()),
+              IsOk());
+        }
+        EXPECT_EQ(out.ToHost(), want) << t << " " << round;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
 }
 
 INSTANTIATE_TEST_SUITE_P(Tuned, GpuEngineTest,

@@ -166,6 +166,7 @@ class ItemStream : public RawBidiReactor, private WriteWatch::Stream {
   template <typename Change>
   void Step(const Change& change) {
     bool read = false, write = false, finish = false;
+    grpc::WriteOptions options;
     absl::Status end_status;
     {
       MutexLock lock(&mu_);
@@ -175,6 +176,8 @@ class ItemStream : public RawBidiReactor, private WriteWatch::Stream {
         outgoing_ = std::move(queue_.front());
         queue_.pop_front();
         writing_ = write = true;
+        // What is small travels with the next: to send answers one by one costs more than they do.
+        if (!queue_.empty()) options.set_buffer_hint();
         write_end_ = service_->clock->Now() + service_->max_timeout;
       }
       if (!reading_ && !reads_done_ && active_.size() < kMaxActive && queue_.size() < kMaxQueued) {
@@ -186,7 +189,7 @@ class ItemStream : public RawBidiReactor, private WriteWatch::Stream {
         end_status = end_status_;
       }
     }
-    if (write) this->StartWrite(&outgoing_);
+    if (write) this->StartWrite(&outgoing_, options);
     if (read) this->StartRead(&request_);
     if (finish) this->Finish(ToGrpcStatus(end_status));
   }

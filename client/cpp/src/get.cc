@@ -56,6 +56,7 @@ class GetItem final : public StreamItem<v1::GetRequest, v1::GetResponse> {
     return false;
   }
   bool IsOneMessage() const override { return true; }
+  bool FillsAtOnce() const override { return part_.into_gpu.has_value(); }
 
   absl::Status Take(const v1::GetResponse& response,
                     const std::vector<grpc::Slice>& bulk) override {

@@ -37,6 +37,9 @@ class StreamItem {
                                                   std::vector<grpc::Slice>* bulk) = 0;
   // Whether Fill will make one message: such an item alone needs no thread to write it.
   [[nodiscard]] virtual bool IsOneMessage() const = 0;
+  // Whether Fill waits for nothing and makes little: what was written before may wait for its
+  // message and travel with it. To send small messages one by one costs more than the rest of them.
+  [[nodiscard]] virtual bool FillsAtOnce() const { return false; }
   // Takes a message that carries no error; `bulk` is its bulk field.
   [[nodiscard]] virtual absl::Status Take(const Response& response,
                                           const std::vector<grpc::Slice>& bulk) = 0;
@@ -107,7 +110,9 @@ class StreamRound {
       more = *filled;
       request.set_request_id(i + 1);
       if (index == 0) request.set_timeout_ms(RemainingMs(deadline_));
-      if (!stream_->Write(JoinMessage(request, std::move(bulk)))) return false;
+      grpc::WriteOptions options;
+      if (!more && i + 1 < items_.size() && items_[i + 1]->FillsAtOnce()) options.set_buffer_hint();
+      if (!stream_->Write(JoinMessage(request, std::move(bulk)), options)) return false;
     }
     return true;
   }

@@ -56,6 +56,10 @@ class PutItem final : public StreamItem<v1::PutRequest, v1::PutResponse> {
     const uint64_t bytes = encode_ ? EncodedBytes(model_->info(), range_) : part_.payload.size();
     return bytes <= kMaxChunkBytes;
   }
+  bool FillsAtOnce() const override {
+    if (encode_) return false;
+    return part_.gpu_payload.has_value() || segments_->Holding(part_.payload) != nullptr;
+  }
 
   absl::Status Take(const v1::PutResponse& response, const std::vector<grpc::Slice>&) override {
     result_ = {response.already_present(), response.sealed()};

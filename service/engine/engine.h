@@ -57,6 +57,10 @@ class Engine {
   // cell), DATA_LOSS (checksum), and those of BlockPool::Reserve and Commit; ABORTED means try
   // again. UNAVAILABLE: the payload is on the card and there is none, or it failed.
   [[nodiscard]] absl::StatusOr<PutResult> Put(uint32_t tenant, const PutRequest& request);
+  // The same of several payloads on the card, which goes about them together. [requests]; an error
+  // of one is none of the others.
+  [[nodiscard]] std::vector<absl::StatusOr<PutResult>> PutFromGpu(
+      uint32_t tenant, std::span<const PutRequest* const> requests);
 
   struct GetRequest {
     std::shared_ptr<const Model> model;
@@ -118,7 +122,8 @@ class Engine {
   [[nodiscard]] absl::StatusOr<uint64_t> Unregister(uint32_t tenant, const std::string& name);
 
   // Verifies up to `limit` sealed blocks from *cursor on, of any tenant, and their copies on the
-  // card, and drops the damaged ones. Moves the cursor on, back to 0 after the last block. Returns how many were verified.
+  // card, and drops the damaged ones. Moves the cursor on, back to 0 after the last block. Returns
+  // how many were verified.
   size_t Scrub(uint64_t* cursor, size_t limit);
 
   struct Stats {
@@ -154,14 +159,20 @@ class Engine {
   absl::Status NoteGpu(absl::Status status);
   // A put whose payload is on the card as one whose payload is not.
   absl::StatusOr<PutRequest> CopyPayloadToHost(const PutRequest& request);
-  // Encodes into the handle's cells, and makes their checksums in its order.
-  absl::StatusOr<HostBytes> EncodeOnHost(const PutRequest& request, const CellRange& range,
-                                         const CellChecksummer& checksummer,
-                                         const WriteHandle& handle, std::span<uint32_t> checksums);
-  // The same of a payload on the card, by the card.
-  absl::StatusOr<HostBytes> EncodeOnGpu(const PutRequest& request, const CellRange& range,
-                                        const CellChecksummer& checksummer,
-                                        const WriteHandle& handle, std::span<uint32_t> checksums);
+  // A put whose cells are claimed. Nothing is visible before EndPut.
+  struct PendingPut {
+    const PutRequest* request;
+    CellRange range;
+    BlockKey key;
+    WriteHandle handle;
+    std::vector<uint32_t> checksums;  // of the handle's cells, in its order
+  };
+  absl::StatusOr<PendingPut> BeginPut(uint32_t tenant, const PutRequest& request, bool want_gpu);
+  // Encodes into the handle's cells, and makes their checksums.
+  absl::Status EncodeOnHost(PendingPut* put);
+  // The same of payloads on the card, by the card. `refused`: [puts], what is wrong with each.
+  absl::Status EncodeOnGpu(std::span<PendingPut* const> puts, std::span<absl::Status> refused);
+  absl::StatusOr<PutResult> EndPut(PendingPut* put, HostBytes written);
   absl::StatusOr<uint64_t> GetToGpu(const BlockKey& key, const GetRequest& request,
                                     const CellRange& range, PartSink* sink);
   absl::StatusOr<uint64_t> GetToGpuOverHost(const BlockKey& key, const GetRequest& request,

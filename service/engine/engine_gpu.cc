@@ -58,24 +58,70 @@ absl::StatusOr<Engine::PutRequest> Engine::CopyPayloadToHost(const PutRequest& r
   return copied;
 }
 
-absl::StatusOr<HostBytes> Engine::EncodeOnGpu(const PutRequest& request, const CellRange& range,
-                                              const CellChecksummer& checksummer,
-                                              const WriteHandle& handle,
-                                              std::span<uint32_t> checksums) {
-  GpuPart part{.model = request.model,
-               .layout = request.part,
-               .cells = handle.claimed(),
-               .slot = handle.gpu_slot().data(),
-               .host_slot = handle.slot().data(),
-               .checksums = checksums};
-  part.layout.range = range;
-  const std::vector<uint64_t> seeds = SeedsOf(checksummer, part.cells);
-  part.seeds = seeds;
-  if (!part.cells.empty()) {
-    SKETCHKV_RETURN_IF_ERROR(NoteGpu(card()->Encode(part, request.gpu_payload->bytes.data())));
+std::vector<absl::StatusOr<Engine::PutResult>> Engine::PutFromGpu(
+    uint32_t tenant, std::span<const PutRequest* const> requests) {
+  std::vector<absl::StatusOr<PutResult>> results(requests.size(), PutResult());
+  std::vector<absl::StatusOr<PendingPut>> begun;
+  std::vector<PendingPut*> puts;
+  std::vector<size_t> request_of;  // [puts]
+  begun.reserve(requests.size());
+  for (size_t i = 0; i < requests.size(); ++i) {
+    if (!CodesOnGpu(requests[i]->model)) {
+      const absl::StatusOr<PutRequest> copied = CopyPayloadToHost(*requests[i]);
+      results[i] = copied.ok() ? Put(tenant, *copied) : copied.status();
+      continue;
+    }
+    begun.push_back(BeginPut(tenant, *requests[i], /*want_gpu=*/true));
+    if (!begun.back().ok()) {
+      results[i] = begun.back().status();
+      continue;
+    }
+    puts.push_back(&*begun.back());
+    request_of.push_back(i);
   }
-  if (request.still_valid) SKETCHKV_RETURN_IF_ERROR(request.still_valid());
-  return part.slot != nullptr ? HostBytes::kStale : HostBytes::kWritten;
+  std::vector<absl::Status> refused(puts.size());
+  const absl::Status failed = EncodeOnGpu(puts, refused);
+  for (size_t i = 0; i < puts.size(); ++i) {
+    absl::Status status = failed.ok() ? refused[i] : failed;
+    const auto& still_valid = puts[i]->request->still_valid;
+    if (status.ok() && still_valid) status = still_valid();
+    if (!status.ok()) {
+      results[request_of[i]] = status;
+      continue;
+    }
+    const bool stale = !puts[i]->handle.gpu_slot().empty();
+    results[request_of[i]] = EndPut(puts[i], stale ? HostBytes::kStale : HostBytes::kWritten);
+  }
+  return results;
+}
+
+absl::Status Engine::EncodeOnGpu(std::span<PendingPut* const> puts,
+                                 std::span<absl::Status> refused) {
+  std::vector<GpuEncoding> parts;
+  std::vector<size_t> put_of;  // [parts]
+  std::vector<std::vector<uint64_t>> seeds;
+  for (size_t i = 0; i < puts.size(); ++i) {
+    PendingPut* const put = puts[i];
+    if (put->checksums.empty()) continue;  // all is there already
+    put_of.push_back(i);
+    const PutRequest& request = *put->request;
+    const CellChecksummer checksummer(put->key, request.part.num_tokens);
+    seeds.push_back(SeedsOf(checksummer, put->handle.claimed()));
+    GpuEncoding& one = parts.emplace_back();
+    one.part = {.model = request.model,
+                .layout = request.part,
+                .cells = put->handle.claimed(),
+                .slot = put->handle.gpu_slot().data(),
+                .host_slot = put->handle.slot().data(),
+                .seeds = seeds.back(),
+                .checksums = put->checksums};
+    one.part.layout.range = put->range;
+    one.payload = request.gpu_payload->bytes.data();
+  }
+  if (parts.empty()) return absl::OkStatus();
+  SKETCHKV_RETURN_IF_ERROR(NoteGpu(card()->Encode(parts)));
+  for (size_t i = 0; i < parts.size(); ++i) refused[put_of[i]] = parts[i].refused;
+  return absl::OkStatus();
 }
 
 absl::StatusOr<uint64_t> Engine::GetToGpu(const BlockKey& key, const GetRequest& request,

@@ -95,6 +95,18 @@ Payload CellsInPlace(const BlockCodec& codec, const CellRange& range,
 }  // namespace
 
 absl::StatusOr<Engine::PutResult> Engine::Put(uint32_t tenant, const PutRequest& request) {
+  if (request.gpu_payload.has_value()) {
+    const PutRequest* const one[] = {&request};
+    return std::move(PutFromGpu(tenant, one)[0]);
+  }
+  SKETCHKV_ASSIGN_OR_RETURN(PendingPut put,
+                            BeginPut(tenant, request, /*want_gpu=*/CodesOnGpu(request.model)));
+  SKETCHKV_RETURN_IF_ERROR(EncodeOnHost(&put));
+  return EndPut(&put, HostBytes::kWritten);
+}
+
+absl::StatusOr<Engine::PendingPut> Engine::BeginPut(uint32_t tenant, const PutRequest& request,
+                                                    bool want_gpu) {
   const Model& model = *request.model;
   SKETCHKV_RETURN_IF_ERROR(CheckSize(model, request.part, request.encoded,
                                      request.gpu_payload.has_value()
@@ -102,11 +114,6 @@ absl::StatusOr<Engine::PutResult> Engine::Put(uint32_t tenant, const PutRequest&
                                          : request.payload.size()));
   SKETCHKV_ASSIGN_OR_RETURN(const CellRange range,
                             ResolveRange(request.part.range, model.layout()));
-  const bool use_gpu = CodesOnGpu(request.model);
-  if (request.gpu_payload.has_value() && !use_gpu) {
-    SKETCHKV_ASSIGN_OR_RETURN(const PutRequest copied, CopyPayloadToHost(request));
-    return Put(tenant, copied);
-  }
   const BlockKey key{.tenant = tenant, .fingerprint = model.fingerprint, .hash = request.hash};
   SKETCHKV_ASSIGN_OR_RETURN(WriteHandle handle,
                             pool_->Reserve({.key = key,
@@ -114,43 +121,45 @@ absl::StatusOr<Engine::PutResult> Engine::Put(uint32_t tenant, const PutRequest&
                                             .num_tokens = request.part.num_tokens,
                                             .shape = model.shape,
                                             .range = range,
-                                            .want_gpu = use_gpu}));
-  const CellChecksummer checksummer(key, request.part.num_tokens);
+                                            .want_gpu = want_gpu}));
   std::vector<uint32_t> checksums(handle.claimed().size());
-  // Nothing is visible before Commit.
-  SKETCHKV_ASSIGN_OR_RETURN(const HostBytes written,
-                            request.gpu_payload.has_value()
-                                ? EncodeOnGpu(request, range, checksummer, handle, checksums)
-                                : EncodeOnHost(request, range, checksummer, handle, checksums));
+  return PendingPut{&request, range, key, std::move(handle), std::move(checksums)};
+}
+
+absl::StatusOr<Engine::PutResult> Engine::EndPut(PendingPut* put, HostBytes written) {
+  const PutRequest& request = *put->request;
+  const Model& model = *request.model;
   SKETCHKV_ASSIGN_OR_RETURN(const WriteHandle::CommitResult committed,
-                            handle.Commit(checksums, written));
+                            put->handle.Commit(put->checksums, written));
   // Unregistered while this put was encoding: what it dropped must not come back.
-  const absl::StatusOr<std::shared_ptr<const Model>> still = models_->Get(tenant, model.name);
+  const absl::StatusOr<std::shared_ptr<const Model>> still =
+      models_->Get(put->key.tenant, model.name);
   if (!still.ok() || (*still)->fingerprint != model.fingerprint) {
-    (void)pool_->Delete(key);
+    (void)pool_->Delete(put->key);
     return absl::NotFoundError(absl::StrCat("model '", model.name, "' was unregistered"));
   }
   put_raw_bytes_ +=
-      RawPartFormat(model.layout(), range, request.part.num_tokens, RawOrder::kNhd).total_bytes();
-  for (const Cell& cell : handle.claimed())
+      RawPartFormat(model.layout(), put->range, request.part.num_tokens, RawOrder::kNhd)
+          .total_bytes();
+  for (const Cell& cell : put->handle.claimed()) {
     put_stored_bytes_ += model.codec->cell_bytes(cell.layer);
-  return PutResult{.already_present = checksums.empty(), .sealed = committed.sealed};
+  }
+  return PutResult{.already_present = put->checksums.empty(), .sealed = committed.sealed};
 }
 
-absl::StatusOr<HostBytes> Engine::EncodeOnHost(const PutRequest& request, const CellRange& range,
-                                               const CellChecksummer& checksummer,
-                                               const WriteHandle& handle,
-                                               std::span<uint32_t> checksums) {
+absl::Status Engine::EncodeOnHost(PendingPut* put) {
+  const PutRequest& request = *put->request;
   const Model& model = *request.model;
-  const CellSource source(model, request.part, range, request.encoded, request.payload);
-  const std::span<const Cell> cells = handle.claimed();
-  const std::span<std::byte> slot = handle.slot();
+  const CellSource source(model, request.part, put->range, request.encoded, request.payload);
+  const CellChecksummer checksummer(put->key, request.part.num_tokens);
+  const std::span<const Cell> cells = put->handle.claimed();
+  const std::span<std::byte> slot = put->handle.slot();
   const auto fill = [&](size_t i) {
     const Cell& cell = cells[i];
     const auto out = slot.subspan(model.codec->cell_offset(cell.layer, cell.head),
                                   model.codec->cell_bytes(cell.layer));
     SKETCHKV_RETURN_IF_ERROR(source.Fill(cell, out));
-    checksums[i] = checksummer.Of(cell.layer, cell.head, out);
+    put->checksums[i] = checksummer.Of(cell.layer, cell.head, out);
     return absl::OkStatus();
   };
   if (request.still_valid) {
@@ -160,8 +169,9 @@ absl::StatusOr<HostBytes> Engine::EncodeOnHost(const PutRequest& request, const 
     SKETCHKV_RETURN_IF_ERROR(
         FillAndCheckSum(executor_, request.part, request.payload, source, cells, fill));
   }
-  if (!handle.gpu_slot().empty()) gpu_->CopyUp(model, cells, slot, handle.gpu_slot().data());
-  return HostBytes::kWritten;
+  const std::span<std::byte> gpu_slot = put->handle.gpu_slot();
+  if (!gpu_slot.empty()) gpu_->CopyUp(model, cells, slot, gpu_slot.data());
+  return absl::OkStatus();
 }
 
 absl::StatusOr<uint64_t> Engine::MaxGetBytes(const GetRequest& request) const {

@@ -81,6 +81,14 @@ struct GpuPart {
   std::span<uint32_t> checksums;
 };
 
+struct GpuEncoding {
+  GpuPart part;
+  const std::byte* payload = nullptr;
+  // INVALID_ARGUMENT naming layer, head, token and channel of the first NaN or Inf; the other parts
+  // are encoded all the same.
+  absl::Status refused;
+};
+
 // What a card does for the engine: it holds the gpu tier and works on blocks where they lie there.
 // Calls wait until the card is done. Thread-safe. UNAVAILABLE: the card has failed, for good;
 // whatever was in its memory is lost.
@@ -105,10 +113,9 @@ class Gpu {
   [[nodiscard]] virtual absl::Status Score(std::span<const GpuScores> jobs,
                                            const Patience& patience) = 0;
 
-  // Encodes the cells of raw rows at `payload`, on the card, into the part's slot and makes
-  // their checksums. Rows that change meanwhile give cells that are valid, or an error.
-  // INVALID_ARGUMENT naming layer, head, token and channel for NaN or Inf.
-  [[nodiscard]] virtual absl::Status Encode(const GpuPart& part, const std::byte* payload) = 0;
+  // Encodes the cells of raw rows on the card into each part's slot and makes their checksums, with
+  // what other callers bring. Rows that change meanwhile give cells that are valid, or are refused.
+  [[nodiscard]] virtual absl::Status Encode(std::span<GpuEncoding> parts) = 0;
   // Decodes cells to a raw payload of part.layout.range in `dtype` on the card
   // and makes their checksums; what is damaged gives rows of any numbers.
   [[nodiscard]] virtual absl::Status Decode(const GpuPart& part, DType dtype,

@@ -2,6 +2,8 @@
 
 #include <vector>
 
+#include "kernels/base/status_macros.h"
+
 namespace sketchkv::gpu {
 namespace {
 
@@ -17,11 +19,14 @@ absl::Status RunOn(Lane* lane, CodecBatch* batch) {
 
 }  // namespace
 
-absl::Status CodecQueue::Run(const GpuModel& model, const GpuPart& part, CodecWay way,
-                             const CodecRows& rows) {
+absl::Status CodecQueue::Run(std::span<const Job> jobs) {
   std::deque<CodecPiece> pieces;
-  for (size_t begin = 0; begin < part.cells.size(); begin = pieces.back().end()) {
-    pieces.emplace_back(model, part, way, rows, begin, kPieceBytes);
+  std::vector<const Job*> job_of;  // [pieces]
+  for (const Job& job : jobs) {
+    for (size_t begin = 0; begin < job.part->cells.size(); begin = pieces.back().end()) {
+      pieces.emplace_back(*job.model, *job.part, job.way, job.rows, begin, kPieceBytes);
+      job_of.push_back(&job);
+    }
   }
   Call call{.left = pieces.size()};
   {
@@ -35,9 +40,10 @@ absl::Status CodecQueue::Run(const GpuModel& model, const GpuPart& part, CodecWa
       }
     }
   }
-  if (!call.status.ok()) return call.status;
-  for (const CodecPiece& piece : pieces) {
-    if (!piece.refused().ok()) return piece.refused();
+  SKETCHKV_RETURN_IF_ERROR(call.status);
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    absl::Status* const refused = job_of[i]->refused;
+    if (refused != nullptr && refused->ok()) *refused = pieces[i].refused();
   }
   return absl::OkStatus();
 }

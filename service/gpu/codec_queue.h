@@ -2,6 +2,8 @@
 
 #include <cstddef>
 #include <deque>
+#include <memory>
+#include <span>
 
 #include "absl/status/status.h"
 #include "kernels/base/mutex.h"
@@ -17,10 +19,16 @@ class CodecQueue {
   // Outlives it.
   explicit CodecQueue(Lanes* lanes) : lanes_(lanes) {}
 
-  // Encodes rows on the card to the part's cells, or decodes cells to them; checksums either way.
-  // Errors as Gpu::Encode; what the card refuses of one part is no error of others.
-  [[nodiscard]] absl::Status Run(const GpuModel& model, const GpuPart& part, CodecWay way,
-                                 const CodecRows& rows);
+  struct Job {
+    std::shared_ptr<const GpuModel> model;
+    const GpuPart* part = nullptr;
+    CodecWay way = CodecWay::kEncode;
+    CodecRows rows;
+    absl::Status* refused = nullptr;  // of what is encoded, as GpuEncoding::refused
+  };
+  // Encodes rows on the card to the parts' cells, or decodes cells to them; checksums either way.
+  // Waits for it. UNAVAILABLE: the card failed, during this batch or an earlier one.
+  [[nodiscard]] absl::Status Run(std::span<const Job> jobs);
 
  private:
   struct Call {

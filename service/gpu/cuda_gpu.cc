@@ -131,17 +131,29 @@ absl::Status CudaGpu::Score(std::span<const GpuScores> jobs, const Patience& pat
   return absl::OkStatus();
 }
 
-absl::Status CudaGpu::Encode(const GpuPart& part, const std::byte* payload) {
+absl::Status CudaGpu::Encode(std::span<GpuEncoding> parts) {
   SKETCHKV_RETURN_IF_ERROR(UseDevice());
-  const KvLayout& layout = part.model->layout();
-  return codec_->Run(*models_.Get(part.model), part, CodecWay::kEncode,
-                     {layout.key_dtype, layout.value_dtype,
-                      const_cast<std::byte*>(payload)});  // which is only read
+  std::vector<CodecQueue::Job> jobs;
+  jobs.reserve(parts.size());
+  for (GpuEncoding& one : parts) {
+    const KvLayout& layout = one.part.model->layout();
+    jobs.push_back({.model = models_.Get(one.part.model),
+                    .part = &one.part,
+                    .way = CodecWay::kEncode,
+                    .rows = {layout.key_dtype, layout.value_dtype,
+                             const_cast<std::byte*>(one.payload)},  // which is only read
+                    .refused = &one.refused});
+  }
+  return codec_->Run(jobs);
 }
 
 absl::Status CudaGpu::Decode(const GpuPart& part, DType dtype, std::byte* payload) {
   SKETCHKV_RETURN_IF_ERROR(UseDevice());
-  return codec_->Run(*models_.Get(part.model), part, CodecWay::kDecode, {dtype, dtype, payload});
+  const CodecQueue::Job job = {.model = models_.Get(part.model),
+                               .part = &part,
+                               .way = CodecWay::kDecode,
+                               .rows = {dtype, dtype, payload}};
+  return codec_->Run({&job, 1});
 }
 
 absl::StatusOr<GpuBytes> CudaGpu::OpenShared(const GpuIpcHandle& handle) {

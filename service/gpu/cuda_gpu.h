@@ -31,7 +31,7 @@ class CudaGpu final : public Gpu {
                                     const Patience& patience) override;
   [[nodiscard]] absl::Status Score(std::span<const GpuScores> jobs,
                                    const Patience& patience) override;
-  [[nodiscard]] absl::Status Encode(const GpuPart& part, const std::byte* payload) override;
+  [[nodiscard]] absl::Status Encode(std::span<GpuEncoding> parts) override;
   [[nodiscard]] absl::Status Decode(const GpuPart& part, DType dtype, std::byte* payload) override;
   [[nodiscard]] absl::StatusOr<GpuBytes> OpenShared(const GpuIpcHandle& handle) override;
   [[nodiscard]] absl::Status Check() override;

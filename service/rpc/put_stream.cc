@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <deque>
 #include <utility>
 #include <vector>
 
@@ -27,8 +28,31 @@ struct PutStream::Item {
   std::vector<InflightBytes::Hold> holds;
 };
 
+// Shared with the tasks: one that finds nothing left may come when the stream is gone. While there
+// is an item the stream is there too, for it has an answer to give.
+struct PutStream::Ready {
+  static constexpr size_t kMaxTasks = 2;
+  static constexpr size_t kMaxItems = 16;  // of a task, at a time
+
+  // What a task does next. None: it ends.
+  Items Take() {
+    MutexLock lock(&mu);
+    Items taken;
+    while (!items.empty() && taken.size() < kMaxItems) {
+      taken.push_back(std::move(items.front()));
+      items.pop_front();
+    }
+    if (taken.empty()) --tasks;
+    return taken;
+  }
+
+  Mutex mu;
+  std::deque<std::shared_ptr<Item>> items SKETCHKV_GUARDED_BY(mu);
+  size_t tasks SKETCHKV_GUARDED_BY(mu) = 0;
+};
+
 PutStream::PutStream(ServiceContext* service, grpc::CallbackServerContext* call)
-    : UploadStream(service, call) {
+    : UploadStream(service, call), ready_(std::make_shared<Ready>()) {
   Start();
 }
 
@@ -68,6 +92,8 @@ absl::StatusOr<std::shared_ptr<Upload>> PutStream::Open(const v1::PutRequest& fi
     // The worker uses the bytes for something else once it has given up waiting.
     request.still_valid = [this, deadline = item->deadline] { return StillWanted(deadline); };
     upload->received_bytes = upload->expected_bytes;
+    // What goes over the host needs a thread for itself.
+    upload->hands_on = service().engine->CodesOnGpu(request.model);
   } else if (!header.has_segment()) {
     SKETCHKV_RETURN_IF_ERROR(service().inflight->CheckFits(upload->expected_bytes));
   } else {
@@ -88,6 +114,7 @@ absl::StatusOr<std::shared_ptr<Upload>> PutStream::Open(const v1::PutRequest& fi
     item->request.payload = complete->TakePayload();
     item->request.part.checksum = complete->checksum;
     item->holds = std::move(complete->holds);
+    if (complete->hands_on) return AddReady(item);
     Run(item);
   };
   return upload;
@@ -112,21 +139,74 @@ absl::Status PutStream::StillWanted(TimePoint deadline) const {
   return absl::DeadlineExceededError("the put's time was over before its payload was encoded");
 }
 
-absl::StatusOr<Engine::PutResult> PutStream::Put(Item* item) {
-  if (item->gpu_memory.has_value() && !item->request.gpu_payload.has_value()) {
-    if (!service().engine->CodesOnGpu(item->request.model)) {  // it is copied to the host
-      SKETCHKV_ASSIGN_OR_RETURN(InflightBytes::Hold hold,
-                                service().inflight->Acquire(item->gpu_memory->length()));
-      item->holds.push_back(std::move(hold));
-    }
-    SKETCHKV_ASSIGN_OR_RETURN(item->request.gpu_payload,
-                              OpenGpuMemory(service(), "gpu_memory", *item->gpu_memory));
+absl::Status PutStream::Prepare(Item* item) {
+  if (!item->gpu_memory.has_value() || item->request.gpu_payload.has_value()) {
+    return absl::OkStatus();
   }
-  return service().engine->Put(kDefaultTenant, item->request);
+  if (!service().engine->CodesOnGpu(item->request.model)) {  // it is copied to the host
+    SKETCHKV_ASSIGN_OR_RETURN(InflightBytes::Hold hold,
+                              service().inflight->Acquire(item->gpu_memory->length()));
+    item->holds.push_back(std::move(hold));
+  }
+  SKETCHKV_ASSIGN_OR_RETURN(item->request.gpu_payload,
+                            OpenGpuMemory(service(), "gpu_memory", *item->gpu_memory));
+  return absl::OkStatus();
 }
 
 void PutStream::Run(const std::shared_ptr<Item>& item) {
-  const absl::StatusOr<Engine::PutResult> result = Put(item.get());
+  const absl::Status prepared = Prepare(item.get());
+  Finish(item, prepared.ok() ? service().engine->Put(kDefaultTenant, item->request)
+                             : absl::StatusOr<Engine::PutResult>(prepared));
+}
+
+void PutStream::AddReady(const std::shared_ptr<Item>& item) {
+  {
+    MutexLock lock(&ready_->mu);
+    ready_->items.push_back(item);
+    if (ready_->tasks == Ready::kMaxTasks) return;
+    ++ready_->tasks;
+  }
+  const auto drop = [this, ready = ready_](const absl::Status& why) {
+    for (Items left = ready->Take(); !left.empty(); left = ready->Take()) {
+      for (const auto& item : left) AnswerError(item->request_id, why);
+    }
+  };
+  const absl::Status submitted = service().executor->Submit(
+      {.run = [this, ready = ready_] { RunReady(ready); }, .drop = drop});
+  if (!submitted.ok()) drop(submitted);
+}
+
+void PutStream::RunReady(const std::shared_ptr<Ready>& ready) {
+  for (Items items = ready->Take(), next; !items.empty(); items = std::move(next)) {
+    const std::vector<absl::StatusOr<Engine::PutResult>> results = PutTogether(items);
+    // Before these are answered: with its last answer the stream may go.
+    next = ready->Take();
+    for (size_t i = 0; i < items.size(); ++i) Finish(items[i], results[i]);
+  }
+}
+
+std::vector<absl::StatusOr<Engine::PutResult>> PutStream::PutTogether(const Items& items) {
+  std::vector<absl::StatusOr<Engine::PutResult>> results(items.size(), Engine::PutResult());
+  std::vector<const Engine::PutRequest*> requests;
+  std::vector<size_t> item_of;  // [requests]
+  for (size_t i = 0; i < items.size(); ++i) {
+    absl::Status status = StillWanted(items[i]->deadline);
+    if (status.ok()) status = Prepare(items[i].get());
+    if (!status.ok()) {
+      results[i] = status;
+      continue;
+    }
+    requests.push_back(&items[i]->request);
+    item_of.push_back(i);
+  }
+  std::vector<absl::StatusOr<Engine::PutResult>> put =
+      service().engine->PutFromGpu(kDefaultTenant, requests);
+  for (size_t i = 0; i < put.size(); ++i) results[item_of[i]] = std::move(put[i]);
+  return results;
+}
+
+void PutStream::Finish(const std::shared_ptr<Item>& item,
+                       const absl::StatusOr<Engine::PutResult>& result) {
   if (absl::IsAborted(result.status())) {
     // Another put of the same cells is encoding right now; whoever of the two loses must not say
     // "already there" before the other has committed.

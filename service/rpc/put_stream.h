@@ -1,6 +1,7 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "service/rpc/upload_stream.h"
 #include "sketchkv/v1/cache.pb.h"
@@ -20,8 +21,20 @@ class PutStream final : public UploadStream<v1::PutRequest, v1::PutResponse> {
   absl::Status CheckGpuMemory(const v1::PutHeader& header, uint64_t payload_bytes) const;
   // Why an item with this deadline must store nothing (CANCELLED, DEADLINE_EXCEEDED), or OK.
   absl::Status StillWanted(TimePoint deadline) const;
-  absl::StatusOr<Engine::PutResult> Put(Item* item);
+  // Whatever its payload needs before it can be put.
+  absl::Status Prepare(Item* item);
   void Run(const std::shared_ptr<Item>& item);
+  void Finish(const std::shared_ptr<Item>& item, const absl::StatusOr<Engine::PutResult>& result);
+
+  // Items whose payload lies on the card come faster than threads are woken for them: a few tasks
+  // take what has come meanwhile, together.
+  struct Ready;
+  using Items = std::vector<std::shared_ptr<Item>>;
+  void AddReady(const std::shared_ptr<Item>& item);
+  void RunReady(const std::shared_ptr<Ready>& ready);
+  std::vector<absl::StatusOr<Engine::PutResult>> PutTogether(const Items& items);
+
+  const std::shared_ptr<Ready> ready_;
 };
 
 }  // namespace sketchkv

@@ -34,8 +34,10 @@ class Upload {
   // Of the chunks that are here, and of whatever else Open admitted: a header alone holds nothing.
   std::vector<InflightBytes::Hold> holds;
   TimePoint deadline;
-  // Runs on the executor when the payload is complete.
+  // Runs when the payload is complete: on the executor, or at once on gRPC's thread if it only
+  // hands the item on.
   std::function<void(std::shared_ptr<Upload>)> run;
+  bool hands_on = false;
   uint64_t received_bytes = 0;
   uint64_t checksum = 0;  // what the last message says the payload has
 
@@ -151,9 +153,9 @@ class UploadStream : public ItemStream<Request, Response> {
     if (upload.received_bytes < upload.expected_bytes) return;
     const uint64_t request_id = std::exchange(arrival_->id, 0);
     alarm_ = nullptr;
-    this->Submit(
-        request_id, upload.deadline,
-        [complete = std::exchange(arrival_->upload, nullptr)] { complete->run(complete); });
+    const std::shared_ptr<Upload> complete = std::exchange(arrival_->upload, nullptr);
+    if (complete->hands_on) return complete->run(complete);
+    this->Submit(request_id, complete->deadline, [complete] { complete->run(complete); });
   }
 
   // Ends the item that is arriving; what else comes of it is skipped.

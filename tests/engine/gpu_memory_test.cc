@@ -233,6 +233,56 @@ TEST(GpuMemoryTest, BadRowsOnTheCardAreRefused) {
               StatusIs(absl::StatusCode::kInvalidArgument, {std::to_string(part.payload.size())}));
 }
 
+TEST(GpuMemoryTest, PutsThatGoTogetherAreEachStoredOrRefusedAsIfAlone) {
+  Fixture f(/*blocks_on_gpu=*/4);
+  f.PutBoth(1);
+  const auto part = [&](uint64_t hash) {
+    return RandomPart(*f.model, {}, kLayout.block_tokens, hash);
+  };
+  RawPart bad = part(3), cut = part(4);
+  const float nan = std::nanf("");
+  std::memcpy(bad.payload.data(), &nan, sizeof(nan));
+  cut.payload.resize(cut.payload.size() - 16);
+  std::vector<Engine::PutRequest> puts = {
+      f.OnGpu(1, part(1)), f.OnGpu(2, part(2)), f.OnGpu(3, bad),    f.OnGpu(4, cut),
+      f.OnGpu(5, part(5)), f.OnGpu(6, part(6)), f.OnGpu(6, part(6))};
+  puts[4].still_valid = [] { return absl::CancelledError("gone"); };
+  std::vector<const Engine::PutRequest*> requests;
+  for (const Engine::PutRequest& put : puts) requests.push_back(&put);
+  const auto results = f.engine.PutFromGpu(0, requests);
+  ASSERT_EQ(results.size(), puts.size());
+  EXPECT_EQ(f.gpu.encodes, 2) << "one for all";
+  SKETCHKV_ASSERT_OK(results[0]);
+  EXPECT_TRUE(results[0]->already_present);
+  SKETCHKV_ASSERT_OK(results[1]);
+  EXPECT_TRUE(results[1]->sealed);
+  EXPECT_THAT(results[2], StatusIs(absl::StatusCode::kInvalidArgument,
+                                   {"layer 0, head 0: keys: token 0 channel 0"}));
+  EXPECT_THAT(results[3],
+              StatusIs(absl::StatusCode::kInvalidArgument, {std::to_string(cut.payload.size())}));
+  EXPECT_THAT(results[4], StatusIs(absl::StatusCode::kCancelled, {"gone"}));
+  SKETCHKV_ASSERT_OK(results[5]);
+  EXPECT_THAT(results[6], StatusIs(absl::StatusCode::kAborted, {"try again"}));
+  EXPECT_EQ(f.pool.GetStats().blocks, 3);
+  EXPECT_EQ(f.pool.GetStats().pinned_bytes, 0);
+  for (const uint64_t hash : {2, 6}) {
+    SKETCHKV_ASSERT_OK(f.host.Put(0, f.OnHost(hash, part(hash))));
+    f.ExpectSameCells(hash);
+  }
+}
+
+TEST(GpuMemoryTest, ACardThatFailsFailsAllPutsThatGoTogether) {
+  Fixture f;
+  const RawPart part = RandomPart(*f.model, {}, kLayout.block_tokens, 1);
+  const Engine::PutRequest puts[] = {f.OnGpu(1, part), f.OnGpu(2, part)};
+  const Engine::PutRequest* const requests[] = {&puts[0], &puts[1]};
+  f.gpu.on_encode = [&] { f.gpu.Break(); };
+  for (const auto& result : f.engine.PutFromGpu(0, requests)) {
+    EXPECT_THAT(result, StatusIs(absl::StatusCode::kUnavailable, {"broken"}));
+  }
+  f.ExpectNothingStored();
+}
+
 TEST(GpuMemoryTest, WithoutACardItIsUnavailable) {
   Fixture f;
   Engine::PutRequest put = f.OnGpu(1, RandomPart(*f.model, {}, kLayout.block_tokens, 1));

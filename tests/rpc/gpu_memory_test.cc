@@ -334,6 +334,30 @@ TEST(GpuMemoryRpcTest, APutWhoseTimeIsOverWhenItWasReadStoresNothing) {
   EXPECT_EQ(f.pool.GetStats().blocks, 0);
 }
 
+// Messages come faster than the card encodes: what has come meanwhile goes to it together.
+TEST(GpuMemoryRpcTest, PutsThatWaitGoToTheCardTogether) {
+  constexpr uint64_t kItems = 100;
+  GpuFixture f;
+  const auto model = f.Register("m", "qjl");
+  const RawPart part = RandomPart(*model, {}, 16, 1);
+  f.gpu.on_encode = [] { std::this_thread::sleep_for(std::chrono::milliseconds(5)); };
+  std::vector<v1::PutRequest> puts;
+  for (uint64_t i = 1; i <= kItems; ++i) {
+    puts.push_back(f.PutFromGpu(i, part));
+    puts.back().set_request_id(i);
+    if (i % 10 == 0) puts.back().mutable_header()->mutable_gpu_memory()->set_offset(1 << 20);
+    if (i % 10 == 5) puts.back().mutable_header()->set_block_hash(HashBytes(1));
+  }
+  const auto answers = f.Put(puts);
+  ASSERT_EQ(answers.size(), kItems);
+  for (const v1::PutResponse& answer : answers) {
+    const bool outside = answer.request_id() % 10 == 0;
+    ExpectItem(answer.status(), outside ? Code::INVALID_ARGUMENT : Code::OK, {});
+  }
+  EXPECT_LT(f.gpu.encodes, static_cast<int>(kItems / 2));
+  EXPECT_EQ(f.pool.GetStats().blocks, kItems - 2 * kItems / 10);
+}
+
 // What the card does not take goes over the host, and that memory is admitted.
 TEST(GpuMemoryRpcTest, BytesThatGoOverTheHostAreAdmitted) {
   GpuFixture f(/*inflight_bytes=*/4000);

@@ -135,10 +135,15 @@ std::span<std::byte> FakeGpu::CellIn(const GpuPart& part, const WriteHandle::Cel
           part.model->codec->cell_bytes(cell.layer)};
 }
 
-absl::Status FakeGpu::Encode(const GpuPart& part, const std::byte* payload) {
+absl::Status FakeGpu::Encode(std::span<GpuEncoding> parts) {
   ++encodes;
   if (on_encode) on_encode();
   if (!Alive().ok()) return Alive();
+  for (GpuEncoding& one : parts) one.refused = EncodePart(one.part, one.payload);
+  return absl::OkStatus();
+}
+
+absl::Status FakeGpu::EncodePart(const GpuPart& part, const std::byte* payload) {
   const RawPartFormat format(part.model->layout(), part.layout.range, part.layout.num_tokens,
                              part.layout.raw_order);
   for (size_t i = 0; i < part.cells.size(); ++i) {

@@ -47,7 +47,7 @@ class FakeGpu final : public Gpu {
                                     const Patience& patience) override;
   [[nodiscard]] absl::Status Score(std::span<const GpuScores> jobs,
                                    const Patience& patience) override;
-  [[nodiscard]] absl::Status Encode(const GpuPart& part, const std::byte* payload) override;
+  [[nodiscard]] absl::Status Encode(std::span<GpuEncoding> parts) override;
   [[nodiscard]] absl::Status Decode(const GpuPart& part, DType dtype, std::byte* payload) override;
   [[nodiscard]] absl::StatusOr<GpuBytes> OpenShared(const GpuIpcHandle& handle) override;
   [[nodiscard]] absl::Status Check() override { return Alive(); }
@@ -59,6 +59,7 @@ class FakeGpu final : public Gpu {
  private:
   [[nodiscard]] absl::Status Alive() const;
 
+  [[nodiscard]] static absl::Status EncodePart(const GpuPart& part, const std::byte* payload);
   // The bytes of a cell on the card or on the host.
   static std::span<std::byte> CellIn(const GpuPart& part, const WriteHandle::Cell& cell);
 

@@ -3,12 +3,20 @@
 #include <array>
 #include <cstring>
 
+#include "absl/strings/str_cat.h"
+
 namespace sketchkv {
 
 uint64_t PayloadChecksum(const Payload& payload) {
   RunningXxh3 checksum;
   for (const Payload::Fragment& fragment : payload.fragments()) checksum.Add(fragment.bytes);
   return checksum.Value();
+}
+
+absl::Status CheckPayload(uint64_t said, uint64_t found) {
+  if (said == found) return absl::OkStatus();
+  return absl::DataLossError(absl::StrCat("payload has checksum 0x", absl::Hex(found),
+                                          "; its last message says 0x", absl::Hex(said)));
 }
 
 void SteppedChecksum::AddUpTo(uint64_t end) {
@@ -43,8 +51,7 @@ CellChecksummer::CellChecksummer(const BlockKey& key, uint32_t num_tokens) {
 }
 
 uint32_t CellChecksummer::Of(uint32_t layer, uint32_t head, std::span<const std::byte> cell) const {
-  return static_cast<uint32_t>(
-      XXH3_64bits_withSeed(cell.data(), cell.size(), SeedOf(layer, head)));
+  return static_cast<uint32_t>(XXH3_64bits_withSeed(cell.data(), cell.size(), SeedOf(layer, head)));
 }
 
 }  // namespace sketchkv

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <span>
 
+#include "absl/status/status.h"
 #include "kernels/base/mutex.h"
 #include "kernels/base/xxh3.h"
 #include "service/engine/payload.h"
@@ -14,7 +15,10 @@ namespace sketchkv {
 // Of a payload on the wire: XXH3, 64 bits, seed 0.
 [[nodiscard]] uint64_t PayloadChecksum(const Payload& payload);
 
-// The same, made piece by piece. Thread-safe.
+// DATA_LOSS when a payload has not the checksum that came with it.
+[[nodiscard]] absl::Status CheckPayload(uint64_t said, uint64_t found);
+
+// A payload's checksum, made piece by piece. Thread-safe.
 class SteppedChecksum {
  public:
   // `payload` outlives it.

@@ -166,10 +166,18 @@ class Engine {
     BlockKey key;
     WriteHandle handle;
     std::vector<uint32_t> checksums;  // of the handle's cells, in its order
+
+    // What the card is told of it. `seeds`: Seeds(), which outlive the part.
+    [[nodiscard]] std::vector<uint64_t> Seeds() const;
+    [[nodiscard]] GpuPart Part(std::span<const uint64_t> seeds);
   };
   absl::StatusOr<PendingPut> BeginPut(uint32_t tenant, const PutRequest& request, bool want_gpu);
-  // Encodes into the handle's cells, and makes their checksums.
+  // Encodes into the handle's cells, and makes their checksums: by the card where that is at hand,
+  // else on the host.
+  absl::StatusOr<HostBytes> EncodeFromHost(PendingPut* put);
   absl::Status EncodeOnHost(PendingPut* put);
+  // False: the card does not do it now.
+  absl::StatusOr<bool> EncodeHostRowsOnGpu(PendingPut* put);
   // The same of payloads on the card, by the card. `refused`: [puts], what is wrong with each.
   absl::Status EncodeOnGpu(std::span<PendingPut* const> puts, std::span<absl::Status> refused);
   absl::StatusOr<PutResult> EndPut(PendingPut* put, HostBytes written);

@@ -1,5 +1,6 @@
 // The use cases over memory on the card that is not the pool's: a worker's, shared by it.
 
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -31,6 +32,22 @@ bool AllOnGpu(const AttentionTargets& targets) {
 }
 
 }  // namespace
+
+std::vector<uint64_t> Engine::PendingPut::Seeds() const {
+  return SeedsOf(CellChecksummer(key, request->part.num_tokens), handle.claimed());
+}
+
+GpuPart Engine::PendingPut::Part(std::span<const uint64_t> seeds) {
+  GpuPart part{.model = request->model,
+               .layout = request->part,
+               .cells = handle.claimed(),
+               .slot = handle.gpu_slot().data(),
+               .host_slot = handle.slot().data(),
+               .seeds = seeds,
+               .checksums = checksums};
+  part.layout.range = range;
+  return part;
+}
 
 bool Engine::CodesOnGpu(const std::shared_ptr<const Model>& model) {
   return gpu_ != nullptr && gpu_->Serves(model);
@@ -104,24 +121,39 @@ absl::Status Engine::EncodeOnGpu(std::span<PendingPut* const> puts,
     PendingPut* const put = puts[i];
     if (put->checksums.empty()) continue;  // all is there already
     put_of.push_back(i);
-    const PutRequest& request = *put->request;
-    const CellChecksummer checksummer(put->key, request.part.num_tokens);
-    seeds.push_back(SeedsOf(checksummer, put->handle.claimed()));
-    GpuEncoding& one = parts.emplace_back();
-    one.part = {.model = request.model,
-                .layout = request.part,
-                .cells = put->handle.claimed(),
-                .slot = put->handle.gpu_slot().data(),
-                .host_slot = put->handle.slot().data(),
-                .seeds = seeds.back(),
-                .checksums = put->checksums};
-    one.part.layout.range = put->range;
-    one.payload = request.gpu_payload->bytes.data();
+    seeds.push_back(put->Seeds());
+    parts.push_back(
+        {.part = put->Part(seeds.back()), .payload = put->request->gpu_payload->bytes.data()});
   }
   if (parts.empty()) return absl::OkStatus();
   SKETCHKV_RETURN_IF_ERROR(NoteGpu(card()->Encode(parts)));
   for (size_t i = 0; i < parts.size(); ++i) refused[put_of[i]] = parts[i].refused;
   return absl::OkStatus();
+}
+
+absl::StatusOr<bool> Engine::EncodeHostRowsOnGpu(PendingPut* put) {
+  const PutRequest& request = *put->request;
+  if (request.encoded || put->checksums.empty() || put->handle.gpu_slot().empty()) return false;
+  const std::vector<uint64_t> seeds = put->Seeds();
+  std::optional<SteppedChecksum> checksum;
+  if (!request.still_valid) checksum.emplace(request.payload);
+  absl::Status refused;
+  const absl::StatusOr<bool> encoded = card()->EncodeFromHost(
+      put->Part(seeds), request.payload,
+      [&](uint64_t end) {
+        if (checksum) checksum->AddUpTo(end);
+      },
+      &refused);
+  if (!encoded.ok()) {
+    (void)NoteGpu(encoded.status());
+    return false;  // the host is still there
+  }
+  if (!*encoded) return false;
+  // Of two errors it is the one that is told: bytes that are not what was sent have others.
+  if (checksum) SKETCHKV_RETURN_IF_ERROR(CheckPayload(request.part.checksum, checksum->Finish()));
+  SKETCHKV_RETURN_IF_ERROR(refused);
+  if (request.still_valid) SKETCHKV_RETURN_IF_ERROR(request.still_valid());
+  return true;
 }
 
 absl::StatusOr<uint64_t> Engine::GetToGpu(const BlockKey& key, const GetRequest& request,

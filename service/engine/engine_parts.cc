@@ -24,12 +24,6 @@ absl::Status CheckSize(const Model& model, const PartLayout& part, bool encoded,
       absl::StrCat("payload has ", bytes, " bytes; the part needs ", expected));
 }
 
-absl::Status CheckSum(const PartLayout& part, uint64_t checksum) {
-  if (checksum == part.checksum) return absl::OkStatus();
-  return absl::DataLossError(absl::StrCat("payload has checksum 0x", absl::Hex(checksum),
-                                          "; its last message says 0x", absl::Hex(part.checksum)));
-}
-
 // fill(i) for each of `cells`, which stand layer by layer, and the payload's checksum: a layer is
 // added just before its first cell is filled, so that its bytes come from memory once.
 absl::Status FillAndCheckSum(Executor* executor, const PartLayout& part, const Payload& payload,
@@ -43,7 +37,7 @@ absl::Status FillAndCheckSum(Executor* executor, const PartLayout& part, const P
     return fill(i);
   });
   // Of two errors it is the one that is told: bytes that are not what was sent have others.
-  SKETCHKV_RETURN_IF_ERROR(CheckSum(part, checksum.Finish()));
+  SKETCHKV_RETURN_IF_ERROR(CheckPayload(part.checksum, checksum.Finish()));
   return filled;
 }
 
@@ -99,10 +93,15 @@ absl::StatusOr<Engine::PutResult> Engine::Put(uint32_t tenant, const PutRequest&
     const PutRequest* const one[] = {&request};
     return std::move(PutFromGpu(tenant, one)[0]);
   }
-  SKETCHKV_ASSIGN_OR_RETURN(PendingPut put,
-                            BeginPut(tenant, request, /*want_gpu=*/CodesOnGpu(request.model)));
-  SKETCHKV_RETURN_IF_ERROR(EncodeOnHost(&put));
-  return EndPut(&put, HostBytes::kWritten);
+  {
+    SKETCHKV_ASSIGN_OR_RETURN(PendingPut put,
+                              BeginPut(tenant, request, /*want_gpu=*/CodesOnGpu(request.model)));
+    SKETCHKV_ASSIGN_OR_RETURN(const HostBytes written, EncodeFromHost(&put));
+    absl::StatusOr<PutResult> result = EndPut(&put, written);
+    if (written == HostBytes::kWritten || !absl::IsUnavailable(result.status())) return result;
+  }
+  // The card failed when it alone had the cells. The payload is still here.
+  return Put(tenant, request);
 }
 
 absl::StatusOr<Engine::PendingPut> Engine::BeginPut(uint32_t tenant, const PutRequest& request,
@@ -145,6 +144,13 @@ absl::StatusOr<Engine::PutResult> Engine::EndPut(PendingPut* put, HostBytes writ
     put_stored_bytes_ += model.codec->cell_bytes(cell.layer);
   }
   return PutResult{.already_present = put->checksums.empty(), .sealed = committed.sealed};
+}
+
+absl::StatusOr<HostBytes> Engine::EncodeFromHost(PendingPut* put) {
+  SKETCHKV_ASSIGN_OR_RETURN(const bool on_gpu, EncodeHostRowsOnGpu(put));
+  if (on_gpu) return HostBytes::kStale;
+  SKETCHKV_RETURN_IF_ERROR(EncodeOnHost(put));
+  return HostBytes::kWritten;
 }
 
 absl::Status Engine::EncodeOnHost(PendingPut* put) {
@@ -310,7 +316,7 @@ absl::StatusOr<uint64_t> Engine::Decode(const Model& model, const PartLayout& pa
                                         const Payload& payload, DType dtype, RawOrder raw_order,
                                         PartSink* sink) {
   SKETCHKV_RETURN_IF_ERROR(CheckSize(model, part, /*encoded=*/true, payload.size()));
-  SKETCHKV_RETURN_IF_ERROR(CheckSum(part, PayloadChecksum(payload)));
+  SKETCHKV_RETURN_IF_ERROR(CheckPayload(part.checksum, PayloadChecksum(payload)));
   SKETCHKV_ASSIGN_OR_RETURN(const CellRange range, ResolveRange(part.range, model.layout()));
   SKETCHKV_RETURN_IF_ERROR(ValidateOutput(model, range, dtype));
   const RawAnswer answer{model, range, part.num_tokens, dtype, raw_order};

@@ -3,6 +3,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -14,6 +15,7 @@
 #include "service/engine/model_registry.h"
 #include "service/engine/part.h"
 #include "service/engine/patience.h"
+#include "service/engine/payload.h"
 #include "service/pool/block_pool.h"
 
 namespace sketchkv {
@@ -116,6 +118,12 @@ class Gpu {
   // Encodes the cells of raw rows on the card into each part's slot and makes their checksums, with
   // what other callers bring. Rows that change meanwhile give cells that are valid, or are refused.
   [[nodiscard]] virtual absl::Status Encode(std::span<GpuEncoding> parts) = 0;
+  // The same of rows on the host, of one part whose slot is on the card, if that is worth the way
+  // and the card has a hand free now: else false, and nothing was done. `reading(end)`: bytes up to
+  // `end` of the payload are about to be read, once and in order.
+  [[nodiscard]] virtual absl::StatusOr<bool> EncodeFromHost(
+      const GpuPart& part, const Payload& payload, const std::function<void(uint64_t end)>& reading,
+      absl::Status* refused) = 0;
   // Decodes cells to a raw payload of part.layout.range in `dtype` on the card
   // and makes their checksums; what is damaged gives rows of any numbers.
   [[nodiscard]] virtual absl::Status Decode(const GpuPart& part, DType dtype,

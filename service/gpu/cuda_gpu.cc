@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 #include "service/gpu/copier.h"
+#include "service/gpu/host_rows.h"
 #include "service/gpu/scores.h"
 
 namespace sketchkv::gpu {
@@ -15,6 +16,8 @@ constexpr size_t kAttentionLanes = 2;
 constexpr size_t kCopyLanes = 2;
 // What waits for one goes in one batch; meanwhile the card has others to do.
 constexpr size_t kCodecLanes = 2;
+// Each keeps a thread busy with copying; so many come near what the way to the card takes.
+constexpr size_t kRowsLanes = 4;
 // Of the tier: never one huge allocation, which is slow to make and, where memory is scattered,
 // fails first.
 constexpr uint64_t kChunkBytes = uint64_t{1} << 30;
@@ -60,6 +63,7 @@ absl::StatusOr<std::unique_ptr<CudaGpu>> CudaGpu::Open(const GpuOptions& options
       CreateLanes(kAttentionLanes, {.multiprocessors = multiprocessors, .attends = true}));
   SKETCHKV_ASSIGN_OR_RETURN(gpu->copy_lanes_, CreateLanes(kCopyLanes, {}));
   SKETCHKV_ASSIGN_OR_RETURN(gpu->codec_lanes_, CreateLanes(kCodecLanes, {}));
+  SKETCHKV_ASSIGN_OR_RETURN(gpu->rows_lanes_, CreateLanes(kRowsLanes, {}));
   gpu->codec_ = std::make_unique<CodecQueue>(gpu->codec_lanes_.get());
   SKETCHKV_ASSIGN_OR_RETURN(gpu->tables_, BlockTables::Create(kAttentionLanes));
   gpu->attention_ = std::make_unique<AttentionQueue>(gpu->attention_lanes_.get(),
@@ -145,6 +149,19 @@ absl::Status CudaGpu::Encode(std::span<GpuEncoding> parts) {
                     .refused = &one.refused});
   }
   return codec_->Run(jobs);
+}
+
+absl::StatusOr<bool> CudaGpu::EncodeFromHost(const GpuPart& part, const Payload& payload,
+                                             const std::function<void(uint64_t end)>& reading,
+                                             absl::Status* refused) {
+  if (!TakesHostRows(part, payload.size())) return false;
+  const std::optional<Lanes::Hold> lane = rows_lanes_->TryTake();
+  if (!lane) return false;
+  SKETCHKV_RETURN_IF_ERROR(UseDevice());
+  const std::shared_ptr<const GpuModel> model = models_.Get(part.model);
+  SKETCHKV_RETURN_IF_ERROR(
+      (*lane)->End(EncodeHostRows(&**lane, *model, part, payload, reading, refused)));
+  return true;
 }
 
 absl::Status CudaGpu::Decode(const GpuPart& part, DType dtype, std::byte* payload) {

@@ -32,6 +32,9 @@ class CudaGpu final : public Gpu {
   [[nodiscard]] absl::Status Score(std::span<const GpuScores> jobs,
                                    const Patience& patience) override;
   [[nodiscard]] absl::Status Encode(std::span<GpuEncoding> parts) override;
+  [[nodiscard]] absl::StatusOr<bool> EncodeFromHost(
+      const GpuPart& part, const Payload& payload, const std::function<void(uint64_t end)>& reading,
+      absl::Status* refused) override;
   [[nodiscard]] absl::Status Decode(const GpuPart& part, DType dtype, std::byte* payload) override;
   [[nodiscard]] absl::StatusOr<GpuBytes> OpenShared(const GpuIpcHandle& handle) override;
   [[nodiscard]] absl::Status Check() override;
@@ -52,6 +55,7 @@ class CudaGpu final : public Gpu {
   std::unique_ptr<Lanes> copy_lanes_;
   std::unique_ptr<Lanes> codec_lanes_;
   std::unique_ptr<CodecQueue> codec_;
+  std::unique_ptr<Lanes> rows_lanes_;  // for rows that come from the host
   std::unique_ptr<BlockTables> tables_;
   std::unique_ptr<AttentionQueue> attention_;
   const SteadyClock clock_;

@@ -118,6 +118,14 @@ Lanes::Hold Lanes::TakeIdle() {
   return {this, index};
 }
 
+std::optional<Lanes::Hold> Lanes::TryTake() {
+  MutexLock lock(&mu_);
+  if (idle_.empty()) return std::nullopt;
+  const size_t index = idle_.back();
+  idle_.pop_back();
+  return std::optional<Hold>(std::in_place, this, index);
+}
+
 void Lanes::Return(size_t index) {
   MutexLock lock(&mu_);
   idle_.push_back(index);

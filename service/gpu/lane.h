@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -110,6 +111,8 @@ class Lanes {
   // Waits for one; with patience, until that is at an end: DEADLINE_EXCEEDED, CANCELLED.
   [[nodiscard]] Hold Take();
   [[nodiscard]] absl::StatusOr<Hold> Take(const Patience& patience);
+  // One that is idle now, or none.
+  [[nodiscard]] std::optional<Hold> TryTake();
   [[nodiscard]] size_t size() const { return lanes_.size(); }
 
  private:

@@ -283,6 +283,71 @@ TEST(GpuMemoryTest, ACardThatFailsFailsAllPutsThatGoTogether) {
   f.ExpectNothingStored();
 }
 
+TEST(GpuMemoryTest, RowsOfTheHostThatTheCardTakesAreStoredAsTheHostStoresThem) {
+  Fixture f;
+  f.gpu.takes_host_rows = true;
+  const RawPart part = RandomPart(*f.model, {}, kLayout.block_tokens, 1);
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto put, f.engine.Put(0, f.OnHost(1, part)));
+  EXPECT_TRUE(put.sealed);
+  EXPECT_EQ(f.gpu.host_encodes, 1);
+  EXPECT_EQ(f.gpu.copies_up, 0);
+  EXPECT_EQ(f.pool.GetStats().stale_blocks, 1);
+  SKETCHKV_ASSERT_OK(f.host.Put(0, f.OnHost(1, part)));
+  f.ExpectSameCells(1);
+  // Neither cells, which need no encoding, nor what has no place on the card.
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const Part cells,
+                                GetPart(f.host, {.model = f.model, .hash = TestHash(1)}));
+  SKETCHKV_ASSERT_OK(f.engine.Put(0, {.model = f.model,
+                                      .hash = TestHash(2),
+                                      .part = cells.layout,
+                                      .encoded = true,
+                                      .payload = cells.payload}));
+  Fixture full(/*blocks_on_gpu=*/0);
+  full.gpu.takes_host_rows = true;
+  SKETCHKV_ASSERT_OK(full.engine.Put(0, full.OnHost(1, part)));
+  EXPECT_EQ(f.gpu.host_encodes + full.gpu.host_encodes, 1);
+}
+
+TEST(GpuMemoryTest, WhatIsWrongWithRowsOfTheHostIsSaidAsByTheHost) {
+  Fixture f;
+  f.gpu.takes_host_rows = true;
+  RawPart part = RandomPart(*f.model, {}, kLayout.block_tokens, 1);
+  const float nan = std::nanf("");
+  std::memcpy(part.payload.data() + part.payload.size() - sizeof(nan), &nan, sizeof(nan));
+  const auto expect_same = [&](const Engine::PutRequest& put) {
+    const absl::Status want = f.host.Put(0, put).status();
+    EXPECT_FALSE(want.ok());
+    EXPECT_EQ(f.engine.Put(0, put).status(), want);
+    f.ExpectNothingStored();
+  };
+  expect_same(f.OnHost(1, part));  // other bytes than were sent
+  part.layout.checksum = PayloadChecksum(Bytes(part.payload));
+  expect_same(f.OnHost(1, part));
+  part = RandomPart(*f.model, {}, kLayout.block_tokens, 1);
+  Engine::PutRequest unwanted = f.OnHost(1, part);
+  unwanted.still_valid = [] { return absl::CancelledError("gone"); };
+  expect_same(unwanted);
+  EXPECT_EQ(f.gpu.host_encodes, 3);
+}
+
+TEST(GpuMemoryTest, RowsOfTheHostAreStoredThereIfTheCardFailsMeanwhile) {
+  const auto expect_stored = [](Fixture* f) {
+    const RawPart part = RandomPart(*f->model, {}, kLayout.block_tokens, 1);
+    SKETCHKV_ASSERT_OK(f->engine.Put(0, f->OnHost(1, part)));
+    SKETCHKV_ASSERT_OK(f->host.Put(0, f->OnHost(1, part)));
+    EXPECT_TRUE(f->tier.failed());
+    EXPECT_EQ(f->pool.GetStats().gpu_blocks, 0);
+    f->ExpectSameCells(1);
+  };
+  Fixture f, late;
+  f.gpu.takes_host_rows = late.gpu.takes_host_rows = true;
+  f.gpu.on_encode = [&] { f.gpu.Break(); };
+  expect_stored(&f);
+  // Encoded there, but lost before it is stored.
+  late.gpu.on_encode = [&] { late.tier.Fail(absl::UnavailableError("lost")); };
+  expect_stored(&late);
+}
+
 TEST(GpuMemoryTest, WithoutACardItIsUnavailable) {
   Fixture f;
   Engine::PutRequest put = f.OnGpu(1, RandomPart(*f.model, {}, kLayout.block_tokens, 1));

@@ -399,6 +399,60 @@ TEST_P(GpuEngineTest, PartsOfManyThreadsAreEachDoneAsIfAlone) {
   for (std::thread& thread : threads) thread.join();
 }
 
+// More than both halves of the staging area hold, and in fragments that end inside of rows.
+TEST_P(GpuEngineTest, RowsOfTheHostBecomeTheSameBytesOnTheCard) {
+  constexpr size_t kLeastBytes = size_t{9} << 20;
+  KvLayout layout = LayoutOf(GetParam().block_tokens);
+  layout.num_layers = kLeastBytes / (2 * sizeof(float) * kDim * kHeads * layout.block_tokens) + 1;
+  LayerProfileRequest profile;
+  profile.profile.name = GetParam().profile;
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto model, models_.Register(0, "large", layout, {profile}));
+  const auto put_both = [&](uint64_t hash, const RawPart& raw) {
+    Payload payload;
+    for (size_t begin = 0; begin < raw.payload.size(); begin += 1000003) {
+      payload.Append(std::as_bytes(std::span(raw.payload))
+                         .subspan(begin, std::min<size_t>(1000003, raw.payload.size() - begin)),
+                     nullptr);
+    }
+    const Engine::PutRequest put{
+        .model = model, .hash = TestHash(hash), .part = raw.layout, .payload = payload};
+    const absl::Status theirs = host_->Put(0, put).status();
+    EXPECT_EQ(engine_->Put(0, put).status(), theirs);
+    return theirs;
+  };
+  const auto expect_same = [&](uint64_t hash) {
+    const Engine::GetRequest get{.model = model, .hash = TestHash(hash)};
+    SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto ours, GetPart(*engine_, get));
+    SKETCHKV_ASSERT_OK_AND_ASSIGN(const auto theirs, GetPart(*host_, get));
+    EXPECT_EQ(ours.payload, theirs.payload) << hash;
+  };
+  for (const RawOrder order : {RawOrder::kNhd, RawOrder::kHnd}) {
+    const uint64_t hash = 1 + static_cast<uint64_t>(order);
+    RawPart raw = RandomPart(*model, {}, layout.block_tokens, hash, order);
+    SKETCHKV_ASSERT_OK(put_both(hash, raw));
+    EXPECT_EQ(pool_->GetStats().stale_blocks, 1) << "the host encoded it";
+    expect_same(hash);
+  }
+  // Cells that somebody put before are left out.
+  SKETCHKV_ASSERT_OK(put_both(5, RandomPart(*model,
+                                            {.layer_begin = 2,
+                                             .layer_count = layout.num_layers - 3,
+                                             .head_begin = 1,
+                                             .head_count = 2},
+                                            layout.block_tokens, 6)));
+  RawPart raw = RandomPart(*model, {}, layout.block_tokens, 5);
+  SKETCHKV_ASSERT_OK(put_both(5, raw));
+  expect_same(5);
+  // What is not finite, in the first piece and in the last.
+  std::memset(raw.payload.data() + raw.payload.size() - sizeof(float), 0xFF, sizeof(float));
+  raw.layout.checksum = PayloadChecksum(Bytes(raw.payload));
+  EXPECT_THAT(put_both(6, raw), StatusIs(absl::StatusCode::kInvalidArgument, {"values"}));
+  std::memset(raw.payload.data(), 0xFF, sizeof(float));
+  raw.layout.checksum = PayloadChecksum(Bytes(raw.payload));
+  EXPECT_THAT(put_both(6, raw),
+              StatusIs(absl::StatusCode::kInvalidArgument, {"layer 0, head 0: keys: token 0"}));
+}
+
 INSTANTIATE_TEST_SUITE_P(Tuned, GpuEngineTest,
                          ::testing::Values(Case{"qjl", 16}, Case{"qjl3p", 64}, Case{"qjl2p", 32}),
                          NameOf);

@@ -160,6 +160,20 @@ absl::Status FakeGpu::EncodePart(const GpuPart& part, const std::byte* payload) 
   return absl::OkStatus();
 }
 
+absl::StatusOr<bool> FakeGpu::EncodeFromHost(const GpuPart& part, const Payload& payload,
+                                             const std::function<void(uint64_t end)>& reading,
+                                             absl::Status* refused) {
+  if (!takes_host_rows) return false;
+  ++host_encodes;
+  std::vector<std::byte> rows(payload.size());
+  reading(rows.size());
+  payload.CopyTo(0, rows);
+  if (on_encode) on_encode();
+  if (!Alive().ok()) return Alive();
+  *refused = EncodePart(part, rows.data());
+  return true;
+}
+
 absl::Status FakeGpu::Decode(const GpuPart& part, DType dtype, std::byte* payload) {
   ++decodes;
   if (!Alive().ok()) return Alive();

@@ -25,8 +25,11 @@ class FakeGpu final : public Gpu {
   std::function<bool(const Model&)> takes = [](const Model&) { return true; };
   // What was asked for.
   std::atomic<int> attentions{0}, scores{0}, copies_up{0}, copies_down{0};
-  std::atomic<int> encodes{0}, decodes{0};
+  std::atomic<int> encodes{0}, decodes{0}, host_encodes{0};
   std::atomic<int> attentions_in_place{0};  // whose queries and answers lie on the card
+
+  // Whether it encodes rows of the host.
+  std::atomic<bool> takes_host_rows{false};
 
   // In the middle of an encode, and of a copy to the card; empty: nothing.
   std::function<void()> on_encode, on_copy_up;
@@ -48,6 +51,9 @@ class FakeGpu final : public Gpu {
   [[nodiscard]] absl::Status Score(std::span<const GpuScores> jobs,
                                    const Patience& patience) override;
   [[nodiscard]] absl::Status Encode(std::span<GpuEncoding> parts) override;
+  [[nodiscard]] absl::StatusOr<bool> EncodeFromHost(
+      const GpuPart& part, const Payload& payload, const std::function<void(uint64_t end)>& reading,
+      absl::Status* refused) override;
   [[nodiscard]] absl::Status Decode(const GpuPart& part, DType dtype, std::byte* payload) override;
   [[nodiscard]] absl::StatusOr<GpuBytes> OpenShared(const GpuIpcHandle& handle) override;
   [[nodiscard]] absl::Status Check() override { return Alive(); }

@@ -176,7 +176,7 @@ class Engine {
   // else on the host.
   absl::StatusOr<HostBytes> EncodeFromHost(PendingPut* put);
   absl::Status EncodeOnHost(PendingPut* put);
-  // False: the card does not do it now.
+  // False: the card does not do it now, or refuses it.
   absl::StatusOr<bool> EncodeHostRowsOnGpu(PendingPut* put);
   // The same of payloads on the card, by the card. `refused`: [puts], what is wrong with each.
   absl::Status EncodeOnGpu(std::span<PendingPut* const> puts, std::span<absl::Status> refused);

@@ -148,10 +148,12 @@ absl::StatusOr<bool> Engine::EncodeHostRowsOnGpu(PendingPut* put) {
     (void)NoteGpu(encoded.status());
     return false;  // the host is still there
   }
-  if (!*encoded) return false;
   // Of two errors it is the one that is told: bytes that are not what was sent have others.
-  if (checksum) SKETCHKV_RETURN_IF_ERROR(CheckPayload(request.part.checksum, checksum->Finish()));
-  SKETCHKV_RETURN_IF_ERROR(refused);
+  if (*encoded && checksum) {
+    SKETCHKV_RETURN_IF_ERROR(CheckPayload(request.part.checksum, checksum->Finish()));
+  }
+  // The host says what is wrong as it always does.
+  if (!*encoded || !refused.ok()) return false;
   if (request.still_valid) SKETCHKV_RETURN_IF_ERROR(request.still_valid());
   return true;
 }

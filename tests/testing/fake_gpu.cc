@@ -171,6 +171,8 @@ absl::StatusOr<bool> FakeGpu::EncodeFromHost(const GpuPart& part, const Payload&
   if (on_encode) on_encode();
   if (!Alive().ok()) return Alive();
   *refused = EncodePart(part, rows.data());
+  // As a card does, which does not tell NaN from Inf.
+  if (!refused->ok()) *refused = absl::InvalidArgumentError("something is not finite");
   return true;
 }
 

@@ -201,6 +201,32 @@ TEST(ClientShmTest, SharedMemoryIsFoundUsedAndGivesWhatGrpcGives) {
   EXPECT_THAT(shared->Get(GetOf(9, std::nullopt)), StatusIs(absl::StatusCode::kNotFound));
 }
 
+// What lies in shared memory goes over several streams, each result to its own part.
+TEST(ClientShmTest, ManyPartsAtOnceHaveTheirOwnResults) {
+  constexpr uint64_t kParts = 70, kBad = 33;
+  ServerProcess server({"--host-bytes", "256MiB", "--shm-socket", SocketPath()});
+  const auto client = Connect(server.target());
+  SKETCHKV_ASSERT_OK(client->RegisterModel("m", Layout(), {}));
+  SKETCHKV_ASSERT_OK_AND_ASSIGN(const SharedBuffer shared, client->AllocateShared(kMiB));
+  const std::vector<std::byte> payload = RandomPayload(1);
+  std::copy(payload.begin(), payload.end(), shared.bytes().begin());
+  std::vector<PutPart> puts;
+  for (uint64_t i = 1; i <= kParts; ++i) puts.push_back(PartOf(i, shared.bytes()));
+  puts[kBad].parent_hash = puts[kBad].block_hash;
+  SKETCHKV_ASSERT_OK(client->Put(puts[7]));
+  const auto results = client->PutAll(puts);
+  ASSERT_EQ(results.size(), kParts);
+  for (uint64_t i = 0; i < kParts; ++i) {
+    if (i == kBad) {
+      EXPECT_THAT(results[i], StatusIs(absl::StatusCode::kInvalidArgument, {"names itself"}));
+      continue;
+    }
+    SKETCHKV_ASSERT_OK(results[i]);
+    EXPECT_EQ(results[i]->already_present, i == 7) << i;
+    EXPECT_TRUE(results[i]->sealed) << i;
+  }
+}
+
 TEST(ClientShmTest, MorePartsThanFitWaitAndWhatNeverFitsTravels) {
   ServerProcess server({"--shm-socket", SocketPath()});
   const auto client = Connect(server.target(), 5 * kMiB / 2);

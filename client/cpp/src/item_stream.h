@@ -179,6 +179,33 @@ uint32_t KeepRetryable(TimePoint deadline, std::vector<Item*>* pending) {
   return retry_after_ms;
 }
 
+// Over how many streams a round goes. A server takes a stream's messages one after another and
+// wakes a thread for each, which takes longer than to answer what travels with no payload.
+template <typename Item>
+size_t NumStreams(const std::vector<Item*>& items) {
+  constexpr size_t kMostStreams = 4, kLeastItems = 16;  // of each
+  const size_t at_once = std::count_if(items.begin(), items.end(),
+                                       [](const Item* item) { return item->FillsAtOnce(); });
+  if (at_once < items.size()) return 1;
+  return std::clamp<size_t>(items.size() / kLeastItems, 1, kMostStreams);
+}
+
+// One round over all items, which are dealt out to streams in turn.
+template <typename Request, typename Response>
+void RunRound(ClientCore* core, TimePoint deadline, const char* method,
+              const std::vector<StreamItem<Request, Response>*>& items) {
+  std::vector<std::vector<StreamItem<Request, Response>*>> shares(NumStreams(items));
+  for (size_t i = 0; i < items.size(); ++i) shares[i % shares.size()].push_back(items[i]);
+  const auto run = [&](const auto& share) {
+    Call call(core, deadline);
+    StreamRound<Request, Response>(OpenStream(core, method, call.context()), share, deadline).Run();
+  };
+  std::vector<std::thread> others;
+  for (size_t i = 1; i < shares.size(); ++i) others.emplace_back([&, i] { run(shares[i]); });
+  run(shares[0]);
+  for (std::thread& other : others) other.join();
+}
+
 // Runs rounds until every item is done and none is worth another try. A round that gets an item
 // through costs no retry: a server that admits a few at a time is making progress. `method` as for
 // OpenStream.
@@ -193,11 +220,7 @@ void RunItems(ClientCore* core, TimePoint deadline, const char* method,
       item->outcome = {};
       item->Reset();
     }
-    {
-      Call call(core, deadline);
-      StreamRound<Request, Response>(OpenStream(core, method, call.context()), pending, deadline)
-          .Run();
-    }
+    RunRound<Request, Response>(core, deadline, method, pending);
     const bool progress = std::any_of(pending.begin(), pending.end(),
                                       [](auto* item) { return item->outcome.status.ok(); });
     const uint32_t retry_after_ms = KeepRetryable(deadline, &pending);

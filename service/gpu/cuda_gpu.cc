@@ -16,8 +16,8 @@ constexpr size_t kAttentionLanes = 2;
 constexpr size_t kCopyLanes = 2;
 // What waits for one goes in one batch; meanwhile the card has others to do.
 constexpr size_t kCodecLanes = 2;
-// Each keeps a thread busy with copying; so many come near what the way to the card takes.
-constexpr size_t kRowsLanes = 4;
+// Each keeps a thread busy with copying; meanwhile the other threads encode.
+constexpr size_t kRowsLanes = 8;
 // Of the tier: never one huge allocation, which is slow to make and, where memory is scattered,
 // fails first.
 constexpr uint64_t kChunkBytes = uint64_t{1} << 30;

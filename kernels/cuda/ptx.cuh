@@ -14,10 +14,18 @@ __device__ inline uint32_t SharedAddress(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-// Sixteen bytes to shared memory, zeros unless `present`; past the first cache.
+// Sixteen bytes to shared memory, zeros unless `present`; past the first cache. The second one
+// fetches kFetched bytes, aligned, around them.
+template <uint32_t kFetched = 128>
 __device__ inline void CopyAsync(uint32_t shared, const uint8_t* global, bool present) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n" ::"r"(shared),
-               "l"(global), "r"(present ? 16 : 0));
+  static_assert(kFetched == 64 || kFetched == 128);
+  if constexpr (kFetched == 64) {
+    asm volatile("cp.async.cg.shared.global.L2::64B [%0], [%1], 16, %2;\n" ::"r"(shared),
+                 "l"(global), "r"(present ? 16 : 0));
+  } else {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n" ::"r"(shared),
+                 "l"(global), "r"(present ? 16 : 0));
+  }
 }
 __device__ inline void CommitCopies() { asm volatile("cp.async.commit_group;\n" ::); }
 // Until at most kLeft of the latest groups are under way.

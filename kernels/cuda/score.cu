@@ -5,7 +5,9 @@
 namespace sketchkv::cuda {
 namespace {
 
-constexpr uint32_t kStages = 4;
+// More bytes under way are no faster, and four of keys of three bits leave no room for a fourth
+// thread block on a processor.
+constexpr uint32_t kStages = 3;
 
 // Scores of a step to memory, [query][stride]: of 64 tokens in a row. A lane has sixteen of query g
 // and tile c; they go through `stage`, whose keys are no longer needed, so that lanes side by side

@@ -18,6 +18,10 @@ struct StepShape {
   static constexpr uint32_t kScaleRows = kValues == ValueKind::kRotated ? 2 : 1;
   static constexpr bool kHasRanges = kWithValues && kValues == ValueKind::kRanges;
 
+  // Without values, a cell's lines of 128 bytes are not wanted whole: its first and last ones hold
+  // padding, values and the cell before.
+  static constexpr uint32_t kFetched = kWithValues ? 128 : 64;
+
   static constexpr uint32_t kPlaneBytes = kWords * 64;  // of a tile
   static constexpr uint32_t kScaleBytes = kScaleRows * 32;
   static constexpr uint32_t kLineBytes = kWithValues ? kDim / 16 * 64 : 0;
@@ -132,11 +136,13 @@ class StepCopier {
     const uint8_t* planes = cell + plan_.planes + tile * Shape::kPlaneBytes;
 #pragma unroll
     for (uint32_t i = 0; i < Shape::kPlaneBytes / 128; ++i) {
-      CopyAsync(shared + Shape::Planes(tile_, i * kLanesOfTile + j_), planes + i * 128, present);
+      CopyAsync<Shape::kFetched>(shared + Shape::Planes(tile_, i * kLanesOfTile + j_),
+                                 planes + i * 128, present);
     }
     if (j_ < Shape::kScaleBytes / kChunkBytes) {
-      CopyAsync(shared + Shape::kScales + tile_ * Shape::kScaleBytes + j_ * kChunkBytes,
-                cell + plan_.scales + tile * Shape::kScaleBytes, present);
+      CopyAsync<Shape::kFetched>(
+          shared + Shape::kScales + tile_ * Shape::kScaleBytes + j_ * kChunkBytes,
+          cell + plan_.scales + tile * Shape::kScaleBytes, present);
     }
     if constexpr (Shape::kLineBytes > 0) {
       const uint8_t* lines = cell + plan_.values + tile * Shape::kLineBytes;

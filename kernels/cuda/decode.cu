@@ -16,6 +16,7 @@ template <KeyKind kKeys, RowType kType>
 __global__ void __launch_bounds__(kThreads, kBlocksOfProcessor)
     DecodeKeys(const __grid_constant__ CodecPlan plan, const __grid_constant__ DecodeArgs args) {
   extern __shared__ __align__(128) uint8_t shared[];
+  AllowNextLaunch();
   const uint32_t pairs = NumPairs(plan.cell, args.num_cells);
   if constexpr (kKeys == KeyKind::kSigns) {
     auto* const matrix = reinterpret_cast<SignMatrix*>(shared);
@@ -63,6 +64,8 @@ __global__ void __launch_bounds__(kThreads, kValueBlocks<kValues>)
     }
     StoreRows(own, own.cell.values, args.value_stride, room);
   }
+  // Begun while keys are decoded; who waits for values waits for those too.
+  WaitForLaunchBefore();
 }
 
 }  // namespace
@@ -76,14 +79,14 @@ cudaError_t LaunchDecode(const CodecPlan& plan, const DecodeArgs& args, cudaStre
     const cudaError_t keys = WithKeyKind(plan.cell, [&](auto kind) {
       constexpr KeyKind kKeys = decltype(kind)::value;
       constexpr uint32_t kBytes = kKeys == KeyKind::kSigns ? sizeof(SignMatrix) : kRoom;
-      return LaunchPersistent(DecodeKeys<kKeys, kType>, pairs, kBlocksOfProcessor, kBytes, stream,
-                              plan, args);
+      return LaunchPersistent(DecodeKeys<kKeys, kType>, Begin::kInOrder, pairs, kBlocksOfProcessor,
+                              kBytes, stream, plan, args);
     });
     if (keys != cudaSuccess) return keys;
     return WithValueKind(plan.cell, [&](auto kind) {
       constexpr ValueKind kValues = decltype(kind)::value;
-      return LaunchPersistent(DecodeValues<kValues, kType>, pairs, kValueBlocks<kValues>, kRoom,
-                              stream, plan, args);
+      return LaunchPersistent(DecodeValues<kValues, kType>, Begin::kEarly, pairs,
+                              kValueBlocks<kValues>, kRoom, stream, plan, args);
     });
   });
 }

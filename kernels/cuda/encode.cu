@@ -89,14 +89,15 @@ class Encoder {
         stride_(Part::kNumber == 0 ? args.key_stride : args.value_stride),
         pairs_(NumPairs(plan.cell, args.num_cells)) {}
 
-  // All of them.
+  // All of them. Warps of a thread block go round equally often.
   __device__ void Once() {
     uint32_t pair = WarpNumber();
     Token own = Find(pair);
     Copy(own);
-    while (pair < pairs_) {
+    for (uint32_t first = blockIdx.x * kWarps; first < pairs_; first += NumWarps()) {
       pair += NumWarps();
       const Token next = Find(pair);
+      if constexpr (Part::kSearches) KeepTogether<false>();
       WaitForCopies<0>();
       __syncwarp();
       Check<kType>(own, Part::kNumber, work_.room.RowOf(threadIdx.x % 32), args_.checks);
@@ -169,30 +170,44 @@ __global__ void __launch_bounds__(kThreads, Part::kBlocksOfProcessor)
     }
   }
   __syncthreads();
+  AllowNextLaunch();
   Work<kType> work = {{SharedAddress(shared) + warp * RowRoom<kType>::kBytes},
                       SharedAddress(masks),
                       reinterpret_cast<uint32_t*>(bins) + warp * Magnitudes::kWords,
                       0};
   Encoder<Part, kType> encoder(plan, args, &work);
   if constexpr (kAgain) {
+    WaitForLaunchBefore();
     encoder.Again();
   } else {
     encoder.Once();
+    // Values are begun while keys are encoded; who waits for them waits for those too.
+    if constexpr (Part::kNumber == 1) WaitForLaunchBefore();
   }
 }
 
-template <typename Part>
+template <typename Part, bool kAgain>
 cudaError_t LaunchPart(const CodecPlan& plan, const EncodeArgs& args, cudaStream_t stream) {
+  // What is before the first part in the stream may have made the rows.
+  constexpr auto kBegin = Part::kNumber == 0 && !kAgain ? Begin::kInOrder : Begin::kEarly;
   const uint32_t pairs = NumPairs(plan.cell, args.num_cells);
   return WithRowType(args.type, [&](auto type) {
     constexpr RowType kType = decltype(type)::value;
-    constexpr uint32_t kBytes = kSharedBytes<Part, kType>;
-    const cudaError_t first = LaunchPersistent(
-        Encode<Part, kType, false>, pairs, Part::kBlocksOfProcessor, kBytes, stream, plan, args);
-    if (first != cudaSuccess) return first;
-    // A warp looks through 32 pairs at a time.
-    return LaunchPersistent(Encode<Part, kType, true>, (pairs + 31) / 32, Part::kBlocksOfProcessor,
-                            kBytes, stream, plan, args);
+    // The second time a warp looks through 32 pairs at a time.
+    return LaunchPersistent(Encode<Part, kType, kAgain>, kBegin, kAgain ? (pairs + 31) / 32 : pairs,
+                            Part::kBlocksOfProcessor, kSharedBytes<Part, kType>, stream, plan,
+                            args);
+  });
+}
+
+template <bool kAgain>
+cudaError_t LaunchParts(const CodecPlan& plan, const EncodeArgs& args, cudaStream_t stream) {
+  const cudaError_t keys = WithKeyKind(plan.cell, [&](auto kind) {
+    return LaunchPart<KeyPart<decltype(kind)::value>, kAgain>(plan, args, stream);
+  });
+  if (keys != cudaSuccess) return keys;
+  return WithValueKind(plan.cell, [&](auto kind) {
+    return LaunchPart<ValuePart<decltype(kind)::value>, kAgain>(plan, args, stream);
   });
 }
 
@@ -200,13 +215,8 @@ cudaError_t LaunchPart(const CodecPlan& plan, const EncodeArgs& args, cudaStream
 
 cudaError_t LaunchEncode(const CodecPlan& plan, const EncodeArgs& args, cudaStream_t stream) {
   if (args.num_cells == 0) return cudaSuccess;
-  const cudaError_t keys = WithKeyKind(plan.cell, [&](auto kind) {
-    return LaunchPart<KeyPart<decltype(kind)::value>>(plan, args, stream);
-  });
-  if (keys != cudaSuccess) return keys;
-  return WithValueKind(plan.cell, [&](auto kind) {
-    return LaunchPart<ValuePart<decltype(kind)::value>>(plan, args, stream);
-  });
+  const cudaError_t once = LaunchParts<false>(plan, args, stream);
+  return once != cudaSuccess ? once : LaunchParts<true>(plan, args, stream);
 }
 
 }  // namespace sketchkv::cuda

@@ -29,6 +29,13 @@ struct Work {
   }
 };
 
+// Warps of a thread block that are near each other in the code fetch it for each other: that of
+// codes is more than the first cache of instructions holds.
+template <bool kAgain>
+__device__ inline void KeepTogether() {
+  if constexpr (!kAgain) __syncthreads();
+}
+
 // A scale over 2^exponent to its place.
 template <bool kAgain>
 __device__ inline void StoreScale(float scale, int exponent, uint8_t* out) {
@@ -100,10 +107,13 @@ __device__ float EncodeKeyCodes(const CodecPlan& plan, const Token& own, const W
   work.template Load<kAgain, true>(0, y);
   done();
   const float energy = Energy(y);
+  KeepTogether<kAgain>();
   Walsh(y);
+  KeepTogether<kAgain>();
   const float inverse = SearchUnit<kBits>(plan.keys, plan.spread, plan.unit_factors,
                                           plan.key_search_dot, plan.key_search_square, y,
                                           energy * static_cast<float>(kDim), Magnitudes(work.bins));
+  KeepTogether<kAgain>();
   std::conditional_t<kBits == 3, ThreeBitWords, TwoBitWords> words(planes, own.present);
   return ChooseCodes<kBits>(plan.keys, plan.spread, plan.exact_key_scale, energy, inverse, y,
                             &words);

@@ -130,10 +130,13 @@ struct ValuePart {
     const Lines lines(plan.cell, own);
     if constexpr (kRotated) {
       const float energy = Energy(y);
+      KeepTogether<kAgain>();
       Walsh(y);
+      KeepTogether<kAgain>();
       const float inverse = SearchUnit<2>(plan.values, plan.values, plan.unit_factors,
                                           plan.value_search_dot, plan.value_search_square, y,
                                           energy * static_cast<float>(kDim), Magnitudes(work.bins));
+      KeepTogether<kAgain>();
       LineWords words(lines);
       const float scale = ChooseCodes<2>(plan.values, plan.values, plan.exact_value_scale, energy,
                                          inverse, y, &words);

@@ -80,11 +80,15 @@ cudaError_t LaunchEarly(void (*kernel)(Params...), uint32_t blocks, uint32_t thr
   return cudaLaunchKernelEx(&config, kernel, params...);
 }
 
-// As LaunchKernel, for `pieces` of work that warps take in turn: as many thread blocks as the card
+// Whether a kernel is launched by LaunchKernel or by LaunchEarly.
+enum class Begin { kInOrder, kEarly };
+
+// Either of them, for `pieces` of work that warps take in turn: as many thread blocks as the card
 // runs at a time, `resident` a processor, or as there is work for.
 template <typename... Params>
-cudaError_t LaunchPersistent(void (*kernel)(Params...), uint32_t pieces, uint32_t resident,
-                             uint32_t shared_bytes, cudaStream_t stream, const Params&... params) {
+cudaError_t LaunchPersistent(void (*kernel)(Params...), Begin begin, uint32_t pieces,
+                             uint32_t resident, uint32_t shared_bytes, cudaStream_t stream,
+                             const Params&... params) {
   int device = 0, processors = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) {
@@ -93,8 +97,10 @@ cudaError_t LaunchPersistent(void (*kernel)(Params...), uint32_t pieces, uint32_
   if (error != cudaSuccess) return error;
   const uint32_t wanted = (pieces + kWarps - 1) / kWarps;
   const uint32_t most = static_cast<uint32_t>(processors) * resident;
-  return LaunchKernel(kernel, wanted < most ? wanted : most, kThreads, shared_bytes, stream,
-                      params...);
+  const uint32_t blocks = wanted < most ? wanted : most;
+  return begin == Begin::kEarly
+             ? LaunchEarly(kernel, blocks, kThreads, shared_bytes, stream, params...)
+             : LaunchKernel(kernel, blocks, kThreads, shared_bytes, stream, params...);
 }
 
 }  // namespace sketchkv::cuda

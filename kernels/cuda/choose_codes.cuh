@@ -106,18 +106,18 @@ struct Code {
   float level;        // of the magnitude
 };
 // A coordinate on a threshold has the lower of its two levels. What a magnitude exceeds is told by
-// its bits and then that of its sign, so that equal is enough for a negative one.
+// its bits and then that of its sign, so that equal is enough for a negative one; thresholds come
+// in that order.
 template <uint32_t kBits>
 __device__ Code CodeOf(const CodePlan& plan, float x) {
   const uint32_t bits = __float_as_uint(x), magnitude = __funnelshift_l(bits, bits, 1);
-  const auto exceeds = [&](float threshold) { return magnitude > __float_as_uint(threshold) << 1; };
   Code code = {x > 0.0f, false, false, 0.0f};
   if constexpr (kBits == 2) {
-    code.lower = exceeds(plan.thresholds[3]);
+    code.lower = magnitude > plan.thresholds[3];
     code.level = code.lower ? plan.levels[3] : plan.levels[2];
   } else {
-    code.upper = exceeds(plan.thresholds[6]);
-    code.lower = exceeds(code.upper ? plan.thresholds[7] : plan.thresholds[5]);
+    code.upper = magnitude > plan.thresholds[6];
+    code.lower = magnitude > (code.upper ? plan.thresholds[7] : plan.thresholds[5]);
     const float low = code.upper ? plan.levels[6] : plan.levels[4];
     const float high = code.upper ? plan.levels[7] : plan.levels[5];
     code.level = code.lower ? high : low;

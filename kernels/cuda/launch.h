@@ -135,7 +135,7 @@ constexpr uint32_t kBins = 48;         // magnitudes that the search tells apart
 constexpr uint32_t kLargestSteps = 3;  // rises of the level with the magnitude, of three bits
 struct CodePlan {
   float levels[8];
-  float thresholds[8];
+  uint32_t thresholds[8];  // their bits without the sign, shifted to the left by one
   // The search for a unit: the level of magnitude 0, and at which magnitude it rises by what.
   uint32_t base[kTrials];
   struct Step {

@@ -77,7 +77,9 @@ void CopySigns(const float* signs, uint32_t* words) {
 CodePlan PlanOf(const CodeGroup& group) {
   CodePlan plan{};
   std::copy_n(group.levels, 8, plan.levels);
-  std::copy_n(group.thresholds, 8, plan.thresholds);
+  for (uint32_t i = 0; i < 8; ++i) {
+    plan.thresholds[i] = std::bit_cast<uint32_t>(group.thresholds[i]) << 1;
+  }
   for (uint32_t trial = 0; trial < kTrials; ++trial) {
     const uint8_t* levels = group.search_levels + 64 * trial;
     plan.base[trial] = levels[0];

@@ -21,7 +21,7 @@ cuda::ThreadBlocks AttendBlocks() {
 cuda::ThreadBlocks ScoreBlocks() {
   int multiprocessors = 0;
   CheckCuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, 0));
-  return {4 * static_cast<uint32_t>(multiprocessors)};
+  return {3 * static_cast<uint32_t>(multiprocessors)};  // as the service does
 }
 
 uint32_t NumQueries(const Options& options) {

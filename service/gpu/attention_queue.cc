@@ -20,9 +20,9 @@ absl::Status AttentionQueue::Run(std::span<const GpuAttention> jobs,
                            .model = model,
                            .place = place,
                            .row_begin = row,
-                           .row_end = std::min(rows, row + cuda::kMaxQueries),
-                           .refused = &call.refused},
-                          &call});
+                           .row_end = std::min(rows, row + cuda::kMaxQueries)},
+                          &call,
+                          absl::OkStatus()});
       ++call.left;
       ++call.waiting;
     }
@@ -55,7 +55,7 @@ void AttentionQueue::RunBatch(const Patience& patience) {
     while (changed_.WaitUntil(&mu_, until)) {
     }
   }
-  std::vector<Waiting> taken;
+  std::deque<Waiting> taken;  // each stays where it is
   absl::Status status;
   {
     mu_.Unlock();
@@ -67,9 +67,14 @@ void AttentionQueue::RunBatch(const Patience& patience) {
       return;
     }
     AttentionBatch batch(&**lane, lane->index(), tables_);
-    while (!waiting_.empty() && batch.Add(waiting_.front().piece)) {
-      taken.push_back(waiting_.front());
-      --taken.back().call->waiting;
+    while (!waiting_.empty()) {
+      Waiting& next = taken.emplace_back(waiting_.front());
+      next.piece.refused = &next.refused;
+      if (!batch.Add(next.piece)) {
+        taken.pop_back();
+        break;
+      }
+      --next.call->waiting;
       waiting_.pop_front();
     }
     if (!waiting_.empty()) changed_.NotifyAll();
@@ -85,6 +90,7 @@ void AttentionQueue::RunBatch(const Patience& patience) {
   for (const Waiting& done : taken) {
     --done.call->left;
     if (!status.ok()) done.call->status = status;
+    done.call->refused.Update(done.refused);
   }
   --running_;
   changed_.NotifyAll();

@@ -40,6 +40,7 @@ class AttentionQueue {
   struct Waiting {
     Piece piece;
     Call* call;
+    absl::Status refused;  // where its batch says so: others of the call may run beside it
   };
 
   // Takes what one lane can do and does it; nothing, if patience ends before there is a lane.

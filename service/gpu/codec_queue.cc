@@ -80,17 +80,21 @@ void CodecQueue::RunBatch() {
 }
 
 void CodecQueue::Wake(Call* call) {
-  call->woken = true;
+  call->waits = false;
   call->changed.NotifyOne();
 }
 
 void CodecQueue::WakeNext() {
-  if (!waiting_.empty() && running_ < lanes_->size()) Wake(waiting_.front().call);
+  if (running_ == lanes_->size()) return;
+  for (const Waiting& waiting : waiting_) {
+    // Who runs a batch just now looks for itself afterwards, but that may take a while.
+    if (waiting.call->waits) return Wake(waiting.call);
+  }
 }
 
 void CodecQueue::Wait(Call* call) {
-  while (!call->woken) call->changed.Wait(&mu_);
-  call->woken = false;
+  call->waits = true;
+  while (call->waits) call->changed.Wait(&mu_);
 }
 
 }  // namespace sketchkv::gpu

@@ -34,7 +34,7 @@ class CodecQueue {
   struct Call {
     size_t left = 0;  // pieces
     absl::Status status;
-    bool woken = false;
+    bool waits = false;  // nobody has told it yet
     CondVar changed;
   };
   struct Waiting {

@@ -79,13 +79,14 @@ absl::Status Lane::MarkHalf(size_t half) {
 }
 
 absl::Status Lane::WaitForHalf(size_t half) {
+  SKETCHKV_RETURN_IF_ERROR(hung_);
   const auto begin = std::chrono::steady_clock::now();
   cudaError_t state = cudaEventQuery(done_[half]);
   while (state == cudaErrorNotReady) {
     const auto waited = std::chrono::steady_clock::now() - begin;
     if (waited > kHung) {
-      return absl::UnavailableError(
-          absl::StrCat("the card has not answered for ", kHung.count(), " s"));
+      return hung_ = absl::UnavailableError(
+                 absl::StrCat("the card has not answered for ", kHung.count(), " s"));
     }
     if (waited < kSpin) {
       std::this_thread::yield();

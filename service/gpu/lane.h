@@ -68,7 +68,9 @@ class Lane {
   // What a call says that used the lane. After an error the card may still be at what was begun
   // before it, and slots, the worker's memory and the lane go to others once the call ends: waits.
   [[nodiscard]] absl::Status End(absl::Status status);
-  // The same in two parts, for one half of the staging area while the other is in use.
+  // The same in two parts, for one half of the staging area while the other is in use. Once it was
+  // waited for too long all that follows is UNAVAILABLE: what was asked before may still come, over
+  // what others have staged since.
   [[nodiscard]] absl::Status MarkHalf(size_t half);
   [[nodiscard]] absl::Status WaitForHalf(size_t half);
 
@@ -77,6 +79,7 @@ class Lane {
 
   cudaStream_t stream_ = nullptr;
   cudaEvent_t done_[2] = {};  // Wait takes the first
+  absl::Status hung_;
   PinnedBuffer pinned_, pinned_tables_;
   DeviceBuffer device_, partials_, arrivals_, prepared_, turned_;
   uint32_t multiprocessors_ = 0;

@@ -5,7 +5,6 @@
 
 #include <atomic>
 #include <cstdint>
-#include <deque>
 #include <functional>
 #include <memory>
 #include <set>
@@ -18,6 +17,7 @@
 #include "kernels/base/mutex.h"
 #include "proto/bulk_message.h"
 #include "service/engine/payload.h"
+#include "service/rpc/answer_queue.h"
 #include "service/rpc/inflight.h"
 #include "service/rpc/part_answer.h"
 #include "service/rpc/payload_slices.h"
@@ -89,7 +89,7 @@ class ItemStream : public RawBidiReactor, private WriteWatch::Stream {
     Step([&]() SKETCHKV_REQUIRES(mu_) {
       active_.erase(request_id);
       if (broken_) return;
-      for (grpc::ByteBuffer& message : messages) queue_.push_back(std::move(message));
+      for (grpc::ByteBuffer& message : messages) queue_.Push(std::move(message));
     });
   }
   // The same with one message.
@@ -99,14 +99,22 @@ class ItemStream : public RawBidiReactor, private WriteWatch::Stream {
     Answer(request_id, std::move(messages));
   }
   // The same without bulk.
-  void Answer(uint64_t request_id, const Response& message) {
-    Answer(request_id, JoinMessage(message, {}));
+  void Answer(uint64_t request_id, Response message) {
+    Step([&]() SKETCHKV_REQUIRES(mu_) {
+      active_.erase(request_id);
+      if (!broken_) queue_.Push(std::move(message));
+    });
   }
   void AnswerError(uint64_t request_id, const absl::Status& status) {
     Response message;
     message.set_request_id(request_id);
     *message.mutable_status() = ToItemStatus(status);
-    Answer(request_id, message);
+    Answer(request_id, std::move(message));
+  }
+  // From now on answers that wait may go in one message: the peer looks for them there.
+  void JoinAnswers() {
+    MutexLock lock(&mu_);
+    queue_.Join();
   }
 
   // Ends an item with the part that `make` gives to the sink, which is sent while it is being made;
@@ -115,7 +123,7 @@ class ItemStream : public RawBidiReactor, private WriteWatch::Stream {
                   const std::function<absl::StatusOr<uint64_t>(PartSink*)>& make) {
     PartAnswer<Response> answer(request_id, std::move(hold), [this](grpc::ByteBuffer message) {
       Step([&]() SKETCHKV_REQUIRES(mu_) {
-        if (!broken_) queue_.push_back(std::move(message));
+        if (!broken_) queue_.Push(std::move(message));
       });
     });
     const absl::StatusOr<uint64_t> checksum = make(&answer);
@@ -168,13 +176,13 @@ class ItemStream : public RawBidiReactor, private WriteWatch::Stream {
     bool read = false, write = false, finish = false;
     grpc::WriteOptions options;
     absl::Status end_status;
+    typename AnswerQueue<Response>::Message outgoing;
     {
       MutexLock lock(&mu_);
       change();
-      if (broken_) queue_.clear();
+      if (broken_) queue_.Clear();
       if (!writing_ && !queue_.empty()) {
-        outgoing_ = std::move(queue_.front());
-        queue_.pop_front();
+        outgoing = queue_.Pop();
         writing_ = write = true;
         // What is small travels with the next: to send answers one by one costs more than they do.
         if (!queue_.empty()) options.set_buffer_hint();
@@ -189,7 +197,10 @@ class ItemStream : public RawBidiReactor, private WriteWatch::Stream {
         end_status = end_status_;
       }
     }
-    if (write) this->StartWrite(&outgoing_, options);
+    if (write) {
+      outgoing_ = std::move(outgoing).Buffer();
+      this->StartWrite(&outgoing_, options);
+    }
     if (read) this->StartRead(&request_);
     if (finish) this->Finish(ToGrpcStatus(end_status));
   }
@@ -202,7 +213,7 @@ class ItemStream : public RawBidiReactor, private WriteWatch::Stream {
 
   Mutex mu_;
   std::set<uint64_t> active_ SKETCHKV_GUARDED_BY(mu_);
-  std::deque<grpc::ByteBuffer> queue_ SKETCHKV_GUARDED_BY(mu_);
+  AnswerQueue<Response> queue_ SKETCHKV_GUARDED_BY(mu_);
   bool reading_ SKETCHKV_GUARDED_BY(mu_) = false;
   bool writing_ SKETCHKV_GUARDED_BY(mu_) = false;
   TimePoint write_end_ SKETCHKV_GUARDED_BY(mu_);  // when the write under way is late

@@ -120,6 +120,16 @@ absl::StatusOr<std::shared_ptr<Upload>> PutStream::Open(const v1::PutRequest& fi
   return upload;
 }
 
+absl::Status PutStream::CheckWhole(const v1::PutRequest& request) const {
+  if (!request.payload().empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("payload has ", request.payload().size(), " bytes; among `more` it has none"));
+  }
+  if (request.header().has_segment() || request.header().has_gpu_memory()) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      "header has neither segment nor gpu_memory; among `more` it has one of them");
+}
+
 absl::Status PutStream::CheckGpuMemory(const v1::PutHeader& header, uint64_t payload_bytes) const {
   SKETCHKV_RETURN_IF_ERROR(CheckGpuMemoryRef(service(), "gpu_memory", header.gpu_memory()));
   if (header.has_segment()) {
@@ -160,10 +170,14 @@ void PutStream::Run(const std::shared_ptr<Item>& item) {
 }
 
 void PutStream::AddReady(const std::shared_ptr<Item>& item) {
+  MutexLock lock(&ready_->mu);
+  ready_->items.push_back(item);
+}
+
+void PutStream::StartTask() {
   {
     MutexLock lock(&ready_->mu);
-    ready_->items.push_back(item);
-    if (ready_->tasks == Ready::kMaxTasks) return;
+    if (ready_->items.empty() || ready_->tasks == Ready::kMaxTasks) return;
     ++ready_->tasks;
   }
   const auto drop = [this, ready = ready_](const absl::Status& why) {
@@ -226,7 +240,7 @@ void PutStream::Finish(const std::shared_ptr<Item>& item,
   *message.mutable_status() = ToItemStatus(absl::OkStatus());
   message.set_already_present(result->already_present);
   message.set_sealed(result->sealed);
-  Answer(item->request_id, message);
+  Answer(item->request_id, std::move(message));
 }
 
 }  // namespace sketchkv

@@ -17,6 +17,8 @@ class PutStream final : public UploadStream<v1::PutRequest, v1::PutResponse> {
   struct Item;
   bool IsFirst(const v1::PutRequest& message) const override { return message.has_header(); }
   absl::StatusOr<std::shared_ptr<Upload>> Open(const v1::PutRequest& first) override;
+  absl::Status CheckWhole(const v1::PutRequest& request) const override;
+  void OnMessageTaken() override { StartTask(); }
   // Of a payload on the card, as far as it can be checked before the item runs.
   absl::Status CheckGpuMemory(const v1::PutHeader& header, uint64_t payload_bytes) const;
   // Why an item with this deadline must store nothing (CANCELLED, DEADLINE_EXCEEDED), or OK.
@@ -31,6 +33,7 @@ class PutStream final : public UploadStream<v1::PutRequest, v1::PutResponse> {
   struct Ready;
   using Items = std::vector<std::shared_ptr<Item>>;
   void AddReady(const std::shared_ptr<Item>& item);
+  void StartTask();  // one more, if there is something for it
   void RunReady(const std::shared_ptr<Ready>& ready);
   std::vector<absl::StatusOr<Engine::PutResult>> PutTogether(const Items& items);
 

@@ -95,6 +95,10 @@ class UploadStream : public ItemStream<Request, Response> {
   [[nodiscard]] virtual bool IsFirst(const Request& message) const = 0;
   // Checks the header. An error answers the item; its bytes are skipped.
   [[nodiscard]] virtual absl::StatusOr<std::shared_ptr<Upload>> Open(const Request& first) = 0;
+  // Of an item that came in another's message: that it needs no further one. An error answers it.
+  [[nodiscard]] virtual absl::Status CheckWhole(const Request&) const { return absl::OkStatus(); }
+  // All items of a message have begun: what was handed on may be taken up.
+  virtual void OnMessageTaken() {}
 
  private:
   // What arrives, shared with the alarm, which may go off while the stream is being deleted.
@@ -107,19 +111,49 @@ class UploadStream : public ItemStream<Request, Response> {
 
   absl::Status OnMessage(Request message, Payload chunk) final {
     MutexLock lock(&arrival_->mu);
+    if constexpr (kHasMore<Request>) SKETCHKV_RETURN_IF_ERROR(CheckMore(message));
+    absl::Status status = Take(message, chunk, /*whole=*/false);
+    if constexpr (kHasMore<Request>) {
+      if (message.more_size() > 0) this->JoinAnswers();
+      for (int i = 0; i < message.more_size() && status.ok(); ++i) {
+        status = Take(message.more(i), Payload(), /*whole=*/true);
+      }
+    }
+    OnMessageTaken();
+    return status;
+  }
+
+  static absl::Status CheckMore(const Request& message) {
+    constexpr int kMaxMore = kMaxTogether - 1;
+    if (message.more_size() > kMaxMore) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("more has ", message.more_size(), " items, of at most ", kMaxMore));
+    }
+    for (int i = 0; i < message.more_size(); ++i) {
+      if (message.more(i).more_size() == 0) continue;
+      return absl::InvalidArgumentError(absl::StrCat("more[", i, "].more has ",
+                                                     message.more(i).more_size(),
+                                                     " items; only a message itself has more"));
+    }
+    return absl::OkStatus();
+  }
+
+  // One item's share of a message; `whole`: there must be nothing else of the item.
+  absl::Status Take(const Request& message, const Payload& chunk, bool whole)
+      SKETCHKV_REQUIRES(arrival_->mu) {
     const uint64_t request_id = message.request_id();
     if (IsFirst(message)) {
       Abandon();
       SKETCHKV_RETURN_IF_ERROR(this->BeginItem(request_id));
       arrival_->id = request_id;
       alarm_ = nullptr;  // of an item that was late
-      absl::StatusOr<std::shared_ptr<Upload>> upload = Open(message);
+      absl::StatusOr<std::shared_ptr<Upload>> upload = OpenItem(message, whole);
       if (!upload.ok()) {
         this->AnswerError(request_id, upload.status());
         return absl::OkStatus();  // no upload: the rest of the item is skipped
       }
       arrival_->upload = *std::move(upload);
-    } else if (request_id == 0 || request_id != arrival_->id) {
+    } else if (whole || request_id == 0 || request_id != arrival_->id) {
       return absl::InvalidArgumentError(absl::StrCat("a message without a header has request_id ",
                                                      request_id, "; the item under way is ",
                                                      arrival_->id));
@@ -130,6 +164,11 @@ class UploadStream : public ItemStream<Request, Response> {
     // Items that come in one message never need it.
     if (arrival_->upload != nullptr && alarm_ == nullptr) SetAlarm();
     return absl::OkStatus();
+  }
+
+  absl::StatusOr<std::shared_ptr<Upload>> OpenItem(const Request& first, bool whole) {
+    if (whole) SKETCHKV_RETURN_IF_ERROR(CheckWhole(first));
+    return Open(first);
   }
 
   void Append(const Payload& chunk) SKETCHKV_REQUIRES(arrival_->mu) {

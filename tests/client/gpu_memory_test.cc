@@ -23,6 +23,16 @@ void ExpectMemory(const v1::GpuMemoryRef& ref, uint64_t length) {
   EXPECT_EQ(ref.length(), length);
 }
 
+// Refuses some items and knows some blocks already, by their numbers in the call.
+v1::PutResponse AnswerTo(const v1::PutRequest& item) {
+  const uint64_t id = item.request_id();
+  EXPECT_GT(item.timeout_ms(), 0u) << id;
+  EXPECT_EQ(item.header().block_hash(), BlockId(32, static_cast<char>('0' + id - 1)));
+  v1::PutResponse answer = id % 10 == 4 ? PutAnswer(id, 5, std::to_string(id)) : PutAnswer(id);
+  answer.set_already_present(id % 10 == 5);
+  return answer;
+}
+
 class GpuMemoryTest : public StoreTest {
  protected:
   GpuMemoryTest() {
@@ -57,6 +67,40 @@ TEST_F(GpuMemoryTest, APutNamesThePayloadAndSendsNone) {
   EXPECT_FALSE(arrived.first.header().encoded());
   EXPECT_FALSE(arrived.first.header().has_segment());
   EXPECT_TRUE(arrived.payload.empty());
+}
+
+// Parts that do not travel come several in a message, answers in any order and as many in one.
+TEST_F(GpuMemoryTest, ManyPutsTravelTogetherAndHaveTheirOwnResults) {
+  constexpr size_t kParts = 40, kMostTogether = 16, kTravels = 20;
+  std::vector<size_t> items;  // of each message
+  server_.cache.on_put = [&](grpc::ServerContext*, PutStream* stream) {
+    std::vector<v1::PutResponse> answers;
+    v1::PutRequest message;
+    while (stream->Read(&message)) {
+      items.push_back(1 + message.more_size());
+      v1::PutResponse answer = AnswerTo(message);
+      for (const v1::PutRequest& item : message.more()) *answer.add_more() = AnswerTo(item);
+      answers.insert(answers.begin(), answer);
+    }
+    for (const v1::PutResponse& answer : answers) stream->Write(answer);
+    return grpc::Status::OK;
+  };
+  std::vector<PutPart> puts(kParts, put_);
+  for (size_t i = 0; i < kParts; ++i) puts[i].block_hash = BlockId(32, static_cast<char>('0' + i));
+  puts[kTravels].gpu_payload = std::nullopt;
+  puts[kTravels].payload = payload_;
+  const auto results = server_.NewClient(options_)->PutAll(puts);
+  ASSERT_EQ(results.size(), kParts);
+  for (size_t i = 0; i < kParts; ++i) {
+    if (i % 10 == 3) {
+      EXPECT_THAT(results[i], StatusIs(absl::StatusCode::kNotFound, {std::to_string(i + 1)}));
+      continue;
+    }
+    SKETCHKV_ASSERT_OK(results[i]);
+    EXPECT_EQ(results[i]->already_present, i % 10 == 4) << i;
+  }
+  EXPECT_EQ(items, (std::vector<size_t>{kMostTogether, kTravels - kMostTogether, 1, kMostTogether,
+                                        kParts - kTravels - 1 - kMostTogether}));
 }
 
 TEST_F(GpuMemoryTest, APutIsCheckedBeforeItIsSent) {

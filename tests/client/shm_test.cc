@@ -201,7 +201,7 @@ TEST(ClientShmTest, SharedMemoryIsFoundUsedAndGivesWhatGrpcGives) {
   EXPECT_THAT(shared->Get(GetOf(9, std::nullopt)), StatusIs(absl::StatusCode::kNotFound));
 }
 
-// What lies in shared memory goes over several streams, each result to its own part.
+// What lies in shared memory goes several parts a message, each result to its own part.
 TEST(ClientShmTest, ManyPartsAtOnceHaveTheirOwnResults) {
   constexpr uint64_t kParts = 70, kBad = 33;
   ServerProcess server({"--host-bytes", "256MiB", "--shm-socket", SocketPath()});

@@ -22,6 +22,12 @@
 
 namespace sketchkv::client {
 
+// Whether a message may carry others of its kind, in its field `more`.
+template <typename Message>
+inline constexpr bool kHasMore = requires(Message message) {
+  message.add_more();
+};
+
 // One item of a Put, Get, Encode or Decode stream. Fill is called by the writing thread, Take and
 // Complete by the reading one.
 template <typename Request, typename Response>
@@ -89,9 +95,15 @@ class StreamRound {
   }
 
  private:
+  // How many items go in one message, at most: what a server's task takes at a time.
+  static constexpr size_t kMaxTogether = 16;
+
   void WriteAll() {
     for (size_t i = 0; i < items_.size(); ++i) {
       if (!WriteItem(i)) return;
+      const bool together =
+          items_[i]->FillsAtOnce() && i + 1 < items_.size() && items_[i + 1]->FillsAtOnce();
+      if (!together && !WriteTogether()) return;
     }
     stream_->WritesDone();
   }
@@ -110,11 +122,29 @@ class StreamRound {
       more = *filled;
       request.set_request_id(i + 1);
       if (index == 0) request.set_timeout_ms(RemainingMs(deadline_));
+      if constexpr (kHasMore<Request>) {
+        if (index == 0 && !more && bulk.empty()) return Add(std::move(request));
+        if (!WriteTogether()) return false;
+      }
       grpc::WriteOptions options;
       if (!more && i + 1 < items_.size() && items_[i + 1]->FillsAtOnce()) options.set_buffer_hint();
       if (!stream_->Write(JoinMessage(request, std::move(bulk)), options)) return false;
     }
     return true;
+  }
+
+  // An item that is whole in one message, of which nothing else travels.
+  bool Add(Request request) {
+    if (num_together_++ == 0) {
+      together_ = std::move(request);
+    } else {
+      *together_.add_more() = std::move(request);
+    }
+    return num_together_ < kMaxTogether || WriteTogether();
+  }
+  bool WriteTogether() {
+    if (std::exchange(num_together_, 0) == 0) return true;
+    return stream_->Write(JoinMessage(together_, {}), grpc::WriteOptions());
   }
 
   void ReadAll() {
@@ -125,13 +155,18 @@ class StreamRound {
       // What is no message names no item: those it may have been for end with the stream.
       const bool parsed = SplitMessage(buffer, &response, &bulk);
       buffer.Clear();
-      const uint64_t id = response.request_id();
-      if (!parsed || id == 0 || id > items_.size() || IsDone(items_[id - 1])) continue;
-      TakeOne(items_[id - 1], response, bulk);
+      if (!parsed) continue;
+      TakeOne(response, bulk);
+      if constexpr (kHasMore<Response>) {
+        for (const Response& further : response.more()) TakeOne(further, {});
+      }
     }
   }
 
-  void TakeOne(Item* item, const Response& response, const std::vector<grpc::Slice>& bulk) {
+  void TakeOne(const Response& response, const std::vector<grpc::Slice>& bulk) {
+    const uint64_t id = response.request_id();
+    if (id == 0 || id > items_.size() || IsDone(items_[id - 1])) return;
+    Item* const item = items_[id - 1];
     const bool last = response.has_status();
     if (last) {
       Outcome outcome = FromItem(response.status());
@@ -160,6 +195,8 @@ class StreamRound {
   const std::unique_ptr<RawStream> stream_;
   const std::span<Item* const> items_;
   const TimePoint deadline_;
+  Request together_;  // items that are not written yet, of the writing thread
+  size_t num_together_ = 0;
   Mutex mu_;  // each item's done and outcome, which both threads set
 };
 
@@ -179,33 +216,6 @@ uint32_t KeepRetryable(TimePoint deadline, std::vector<Item*>* pending) {
   return retry_after_ms;
 }
 
-// Over how many streams a round goes. A server takes a stream's messages one after another and
-// wakes a thread for each, which takes longer than to answer what travels with no payload.
-template <typename Item>
-size_t NumStreams(const std::vector<Item*>& items) {
-  constexpr size_t kMostStreams = 4, kLeastItems = 16;  // of each
-  const size_t at_once = std::count_if(items.begin(), items.end(),
-                                       [](const Item* item) { return item->FillsAtOnce(); });
-  if (at_once < items.size()) return 1;
-  return std::clamp<size_t>(items.size() / kLeastItems, 1, kMostStreams);
-}
-
-// One round over all items, which are dealt out to streams in turn.
-template <typename Request, typename Response>
-void RunRound(ClientCore* core, TimePoint deadline, const char* method,
-              const std::vector<StreamItem<Request, Response>*>& items) {
-  std::vector<std::vector<StreamItem<Request, Response>*>> shares(NumStreams(items));
-  for (size_t i = 0; i < items.size(); ++i) shares[i % shares.size()].push_back(items[i]);
-  const auto run = [&](const auto& share) {
-    Call call(core, deadline);
-    StreamRound<Request, Response>(OpenStream(core, method, call.context()), share, deadline).Run();
-  };
-  std::vector<std::thread> others;
-  for (size_t i = 1; i < shares.size(); ++i) others.emplace_back([&, i] { run(shares[i]); });
-  run(shares[0]);
-  for (std::thread& other : others) other.join();
-}
-
 // Runs rounds until every item is done and none is worth another try. A round that gets an item
 // through costs no retry: a server that admits a few at a time is making progress. `method` as for
 // OpenStream.
@@ -220,7 +230,11 @@ void RunItems(ClientCore* core, TimePoint deadline, const char* method,
       item->outcome = {};
       item->Reset();
     }
-    RunRound<Request, Response>(core, deadline, method, pending);
+    {
+      Call call(core, deadline);
+      StreamRound<Request, Response>(OpenStream(core, method, call.context()), pending, deadline)
+          .Run();
+    }
     const bool progress = std::any_of(pending.begin(), pending.end(),
                                       [](auto* item) { return item->outcome.status.ok(); });
     const uint32_t retry_after_ms = KeepRetryable(deadline, &pending);

@@ -381,7 +381,7 @@ TEST(GpuMemoryRpcTest, PutsThatWaitGoToTheCardTogether) {
   EXPECT_EQ(f.pool.GetStats().blocks, kItems - 2 * kItems / 10);
 }
 
-// One message of many items, and the same items in messages of their own before and after it.
+// Eight items in a message, some of them bad, and one behind it.
 TEST(GpuMemoryRpcTest, ItemsOfOneMessageAreAnsweredAsIfTheyCameAlone) {
   GpuFixture f;
   const auto model = f.Register("m", "qjl");

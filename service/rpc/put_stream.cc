@@ -185,13 +185,16 @@ void PutStream::StartTask() {
       for (const auto& item : left) AnswerError(item->request_id, why);
     }
   };
-  const absl::Status submitted = service().executor->Submit(
-      {.run = [this, ready = ready_] { RunReady(ready); }, .drop = drop});
+  const auto run = [this, ready = ready_] {
+    Items first = ready->Take();
+    if (!first.empty()) RunReady(ready, std::move(first));
+  };
+  const absl::Status submitted = service().executor->Submit({.run = run, .drop = drop});
   if (!submitted.ok()) drop(submitted);
 }
 
-void PutStream::RunReady(const std::shared_ptr<Ready>& ready) {
-  for (Items items = ready->Take(), next; !items.empty(); items = std::move(next)) {
+void PutStream::RunReady(const std::shared_ptr<Ready>& ready, Items items) {
+  for (Items next; !items.empty(); items = std::move(next)) {
     const std::vector<absl::StatusOr<Engine::PutResult>> results = PutTogether(items);
     // Before these are answered: with its last answer the stream may go.
     next = ready->Take();

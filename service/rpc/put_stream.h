@@ -34,7 +34,7 @@ class PutStream final : public UploadStream<v1::PutRequest, v1::PutResponse> {
   using Items = std::vector<std::shared_ptr<Item>>;
   void AddReady(const std::shared_ptr<Item>& item);
   void StartTask();  // one more, if there is something for it
-  void RunReady(const std::shared_ptr<Ready>& ready);
+  void RunReady(const std::shared_ptr<Ready>& ready, Items items);
   std::vector<absl::StatusOr<Engine::PutResult>> PutTogether(const Items& items);
 
   const std::shared_ptr<Ready> ready_;

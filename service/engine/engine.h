@@ -18,6 +18,7 @@
 #include "service/engine/gpu_tier.h"
 #include "service/engine/model_registry.h"
 #include "service/engine/part.h"
+#include "service/engine/patience.h"
 #include "service/pool/block_pool.h"
 
 namespace sketchkv {
@@ -72,6 +73,8 @@ class Engine {
     std::span<std::byte> into;
     // Where `into` lies. On the card for decoded payloads only.
     Place into_place = Place::kHost;
+    // With `into` on the card: whoever has given up waiting uses those bytes for something else.
+    Patience patience;
   };
   // The most bytes Get answers with. INVALID_ARGUMENT as Get.
   [[nodiscard]] absl::StatusOr<uint64_t> MaxGetBytes(const GetRequest& request) const;
@@ -80,7 +83,8 @@ class Engine {
   // them; encoded ones are given whole and where they lie: the payload keeps the block pinned.
   // NOT_FOUND; INVALID_ARGUMENT (range, dtype, too little room in `into`); DATA_LOSS: stored bytes
   // are damaged, the block is dropped; UNAVAILABLE: `into` is on the card and there is none, or it
-  // failed.
+  // failed; CANCELLED, DEADLINE_EXCEEDED: the caller has no patience left, nothing was written
+  // there.
   [[nodiscard]] absl::StatusOr<uint64_t> Get(uint32_t tenant, const GetRequest& request,
                                              PartSink* sink);
 

@@ -182,6 +182,7 @@ absl::StatusOr<uint64_t> Engine::GetToGpu(const BlockKey& key, const GetRequest&
                      .host_slot = const_cast<std::byte*>(block.bytes.data()),  // only read
                      .seeds = seeds,
                      .checksums = checksums};
+  SKETCHKV_RETURN_IF_ERROR(request.patience.Check());
   SKETCHKV_RETURN_IF_ERROR(NoteGpu(card()->Decode(part, *request.dtype, request.into.data())));
   for (size_t i = 0; i < cells.size(); ++i) {
     const absl::Status checked = CheckCell(*request.model, block, cells[i], checksums[i]);
@@ -205,6 +206,7 @@ absl::StatusOr<uint64_t> Engine::GetToGpuOverHost(const BlockKey& key, const Get
   on_host.into_place = Place::kHost;
   on_host.into = {decoded.get(), bytes};
   SKETCHKV_ASSIGN_OR_RETURN(const uint64_t checksum, GetDecoded(on_host, range, pins, sink));
+  SKETCHKV_RETURN_IF_ERROR(request.patience.Check());
   SKETCHKV_RETURN_IF_ERROR(NoteGpu(card()->CopyToGpu(on_host.into, request.into.data())));
   return checksum;
 }

@@ -72,8 +72,10 @@ absl::Status GetStream::BeginOnGpu(const v1::GetRequest& message, Engine::GetReq
     return absl::InvalidArgumentError("gpu_memory takes decoded payloads; there is no format");
   }
   request.into_place = Place::kGpu;
+  const TimePoint deadline = service().Deadline(message.timeout_ms(), call());
+  request.patience = {deadline, [this] { return cancelled(); }};
   const uint64_t request_id = message.request_id();
-  Submit(request_id, service().Deadline(message.timeout_ms(), call()),
+  Submit(request_id, deadline,
          [this, request_id, ref = message.gpu_memory(), request = std::move(request)]() mutable {
            // What goes over the host there is all in memory at once.
            const auto get = [&](PartSink* sink) -> absl::StatusOr<uint64_t> {

@@ -70,6 +70,35 @@ TEST(GpuMemoryTest, AGetWritesToTheCardWhatWouldTravel) {
   EXPECT_EQ(f.gpu.copies_down, 0);
 }
 
+TEST(GpuMemoryTest, AGetWritesNothingForACallerThatHasGivenUp) {
+  Fixture f(1);
+  f.PutBoth(1);
+  std::string into(1 << 20, '\x5a');
+  const std::string before = into;
+  const auto get = [&](const Patience& patience) {
+    CollectingSink sink;
+    return f.engine
+        .Get(0,
+             {.model = f.model,
+              .hash = TestHash(1),
+              .dtype = DType::kBf16,
+              .into = std::as_writable_bytes(std::span(into)),
+              .into_place = Place::kGpu,
+              .patience = patience},
+             &sink)
+        .status();
+  };
+  for (const bool takes_model : {true, false}) {  // decoded on the card; on the host, and copied
+    f.gpu.takes = [takes_model](const Model&) { return takes_model; };
+    EXPECT_THAT(get({.deadline = TimePoint::min()}), StatusIs(absl::StatusCode::kDeadlineExceeded));
+    EXPECT_THAT(get({.cancelled = [] { return true; }}), StatusIs(absl::StatusCode::kCancelled));
+    EXPECT_EQ(into, before) << takes_model;
+    SKETCHKV_EXPECT_OK(get({}));
+    EXPECT_NE(into, before) << takes_model;
+    into = before;
+  }
+}
+
 TEST(GpuMemoryTest, DamageOnTheCardIsFoundAndTheBlockDropped) {
   Fixture f;
   f.PutBoth(1);

@@ -324,7 +324,7 @@ cudaError_t LaunchAttend(const CellPlan& plan, const AttendArgs& args, cudaStrea
       constexpr ValueKind kValues = decltype(values)::value;
       constexpr uint32_t kBytes = StepRing<StepShape<kKeys, kValues, true>, kStages>::kBytes;
       static_assert(kWideWarps * kBytes + sizeof(QueryRoom<kKeys>) <= kWideBytes);
-      const auto launch = args.after_attend ? LaunchEarly<CellPlan, AttendArgs>
+      const auto launch = args.begins_early ? LaunchEarly<CellPlan, AttendArgs>
                                             : LaunchKernel<CellPlan, AttendArgs>;
       const auto kernel =
           args.chain.wide ? Attend<kKeys, kValues, kWideWarps> : Attend<kKeys, kValues, kWarps>;

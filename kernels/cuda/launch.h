@@ -109,10 +109,9 @@ struct AttendArgs {
   uint32_t* arrivals;
   float* out;  // [num_sequences][num_kv_heads][num_queries][kDim]
   float* lse;  // [num_sequences][num_kv_heads][num_queries]
-  // Slots and cells were there when the launch before this one in the stream began, such as another
-  // LaunchAttend or LaunchGather: this one looks for them before that one ends. Queries may be its
-  // results.
-  bool after_attend;
+  // Looks for slots and cells before the launch before this one in the stream has ended: they were
+  // there when that one, a LaunchAttend or LaunchGather, began. Queries may be its results.
+  bool begins_early;
 };
 // Outputs, maxima and sums of what a thread block does of a (sequence, kv head).
 constexpr uint32_t kPartialFloats = kMaxQueries * (kDim + 2);

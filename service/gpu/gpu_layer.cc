@@ -92,7 +92,7 @@ absl::Status GpuLayer::Attend(Lane* lane, const Queries& queries, const Attentio
         .arrivals = lane->arrivals(),
         .out = out,
         .lse = lse,
-        .after_attend = true,
+        .begins_early = true,
     };
     return CudaStatus(cuda::LaunchAttend(tuned_->cell, args, lane->stream()), "attention");
   }

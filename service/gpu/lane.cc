@@ -122,9 +122,7 @@ Lanes::Hold Lanes::TakeIdle() {
 std::optional<Lanes::Hold> Lanes::TryTake() {
   MutexLock lock(&mu_);
   if (idle_.empty()) return std::nullopt;
-  const size_t index = idle_.back();
-  idle_.pop_back();
-  return std::optional<Hold>(std::in_place, this, index);
+  return TakeIdle();
 }
 
 void Lanes::Return(size_t index) {

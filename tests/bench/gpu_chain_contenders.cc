@@ -41,7 +41,7 @@ class Attend final : public GpuContender {
   }
 
  private:
-  void Enqueue(cudaStream_t stream) override { launch_.Attend(stream, /*after_attend=*/false); }
+  void Enqueue(cudaStream_t stream) override { launch_.Attend(stream, /*begins_early=*/false); }
 
   const std::unique_ptr<GpuChains> chains_;
   const ChainLaunch launch_;
@@ -84,7 +84,7 @@ class AttendOneByOne final : public GpuContender {
     CheckCuda(cudaStreamCreate(&stream));
     CheckCuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
     for (const auto& launch : launches_) {
-      launch->Attend(stream, /*after_attend=*/launch != launches_.front());
+      launch->Attend(stream, /*begins_early=*/launch != launches_.front());
     }
     CheckCuda(cudaStreamEndCapture(stream, &graph));
     CheckCuda(cudaGraphInstantiate(&graph_, graph, 0));

@@ -105,9 +105,9 @@ ChainLaunch::ChainLaunch(const GpuChains& chains, std::span<const cuda::TokenRan
   score_ = {chain, queries_.data(), num_queries, scores_.data(), score_stride, as_halves};
 }
 
-void ChainLaunch::Attend(cudaStream_t stream, bool after_attend) const {
+void ChainLaunch::Attend(cudaStream_t stream, bool begins_early) const {
   cuda::AttendArgs args = attend_;
-  args.after_attend = after_attend;
+  args.begins_early = begins_early;
   CheckCuda(cuda::LaunchAttend(plan_, args, stream));
 }
 

@@ -38,8 +38,8 @@ class ChainLaunch {
               const std::vector<float>& queries, uint32_t num_queries,
               const cuda::ThreadBlocks& most, size_t score_stride, bool as_halves = false);
 
-  // after_attend: as in cuda::AttendArgs.
-  void Attend(cudaStream_t stream, bool after_attend) const;
+  // begins_early: as in cuda::AttendArgs.
+  void Attend(cudaStream_t stream, bool begins_early) const;
   void Score(cudaStream_t stream) const;
 
  private:

@@ -264,17 +264,17 @@ TEST_P(GpuAttendTest, QueriesMayBeResultsOfTheLaunchBefore) {
   args.partials = partials.data();
   args.arrivals = arrivals.data();
   args.lse = lse.data();
-  const auto run = [&](bool after_attend) {
+  const auto run = [&](bool begins_early) {
     out.Fill(0xFF);
     next.Fill(0xFF);
     CheckCuda(cudaDeviceSynchronize());
     args.queries = queries.data();
     args.out = out.data();
-    args.after_attend = false;
+    args.begins_early = false;
     CheckCuda(cuda::LaunchAttend(chains_->plan(), args, nullptr));
     args.queries = out.data();
     args.out = next.data();
-    args.after_attend = after_attend;
+    args.begins_early = begins_early;
     CheckCuda(cuda::LaunchAttend(chains_->plan(), args, nullptr));
     CheckCuda(cudaDeviceSynchronize());
     return next.ToHost();

@@ -45,6 +45,15 @@ struct PutStream::Ready {
     if (taken.empty()) --tasks;
     return taken;
   }
+  // A task will not run. What nobody does now: nothing, if another task is there.
+  Items GiveUp() {
+    MutexLock lock(&mu);
+    Items left;
+    if (--tasks > 0) return left;
+    left.assign(items.begin(), items.end());
+    items.clear();
+    return left;
+  }
 
   Mutex mu;
   std::deque<std::shared_ptr<Item>> items SKETCHKV_GUARDED_BY(mu);
@@ -181,9 +190,7 @@ void PutStream::StartTask() {
     ++ready_->tasks;
   }
   const auto drop = [this, ready = ready_](const absl::Status& why) {
-    for (Items left = ready->Take(); !left.empty(); left = ready->Take()) {
-      for (const auto& item : left) AnswerError(item->request_id, why);
-    }
+    for (const auto& item : ready->GiveUp()) AnswerError(item->request_id, why);
   };
   const auto run = [this, ready = ready_] {
     Items first = ready->Take();

@@ -28,8 +28,8 @@ struct Card {
 
 // A server with a card, and a worker's allocation on it.
 struct GpuFixture : Card, RpcFixture {
-  explicit GpuFixture(uint64_t inflight_bytes = uint64_t{256} << 20)
-      : RpcFixture({.inflight_bytes = inflight_bytes, .gpu = &gpu}),
+  explicit GpuFixture(uint64_t inflight_bytes = uint64_t{256} << 20, size_t max_queued = 1000)
+      : RpcFixture({.inflight_bytes = inflight_bytes, .max_queued = max_queued, .gpu = &gpu}),
         allocation(kAllocationBytes, std::byte{0x5a}) {
     GpuIpcHandle bytes{};
     bytes[0] = 7;

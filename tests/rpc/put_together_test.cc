@@ -129,6 +129,53 @@ TEST(PutTogetherRpcTest, ItemsOfOneMessageHaveTimesOfTheirOwn) {
   EXPECT_EQ(f.pool.GetStats().blocks, 2);
 }
 
+TEST(PutTogetherRpcTest, AFullQueueRefusesNothingThatARunningTaskWillDo) {
+  GpuFixture f(uint64_t{256} << 20, /*max_queued=*/1);
+  const auto model = f.Register("m", "qjl");
+  const RawPart part = RandomPart(*model, {}, 16, 1);
+  Mutex mu;
+  CondVar changed;
+  bool encoding = false, open = false;
+  const auto wait = [&] {
+    MutexLock lock(&mu);
+    while (!open) changed.Wait(&mu);
+  };
+  f.gpu.on_encode = [&] {
+    {
+      MutexLock lock(&mu);
+      encoding = true;
+      changed.NotifyAll();
+    }
+    wait();
+  };
+  grpc::ClientContext call;
+  const auto stream = f.cache->Put(&call);
+  ASSERT_TRUE(stream->Write(f.PutAs(1, part)));
+  {
+    MutexLock lock(&mu);
+    while (!encoding) changed.Wait(&mu);
+  }
+  // The other thread waits too, and a task stands in the queue.
+  const auto drop = [](const absl::Status&) {};
+  SKETCHKV_ASSERT_OK(f.executor.Submit({.run = wait, .drop = drop}));
+  while (!f.executor.Submit({.run = wait, .drop = drop}).ok()) std::this_thread::yield();
+  ASSERT_TRUE(stream->Write(f.PutAs(2, part)));
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  {
+    MutexLock lock(&mu);
+    open = true;
+    changed.NotifyAll();
+  }
+  stream->WritesDone();
+  std::vector<v1::PutResponse> answers(1);
+  while (stream->Read(&answers.back())) answers.emplace_back();
+  answers.pop_back();
+  EXPECT_TRUE(stream->Finish().ok());
+  auto by_id = Flatten(answers);
+  ExpectItem(by_id[1].status(), Code::OK, {});
+  ExpectItem(by_id[2].status(), Code::OK, {});
+}
+
 // Who sends nothing in `more` need not look for answers there.
 TEST(PutTogetherRpcTest, AnswersTravelTogetherOnlyWhereItemsDid) {
   constexpr uint64_t kItems = 200;

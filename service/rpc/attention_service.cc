@@ -89,7 +89,7 @@ class AttendItemStream final : public ItemStream<v1::AttentionRequest, v1::Atten
     Submit(request_id, deadline, [this, request_id, deadline, request, held = *std::move(hold)] {
       v1::AttendResponse message;
       message.set_request_id(request_id);
-      const absl::StatusOr<std::unique_ptr<AttentionCall>> parsed =
+      absl::StatusOr<std::unique_ptr<AttentionCall>> parsed =
           ParseAttentionCall(service(), *request, deadline, [this] { return cancelled(); });
       absl::Status status = parsed.status();
       const auto payload = std::make_shared<std::string>();
@@ -100,6 +100,8 @@ class AttendItemStream final : public ItemStream<v1::AttentionRequest, v1::Atten
       std::vector<grpc::ByteBuffer> messages;
       messages.push_back(
           JoinMessage(message, SlicesOf(bulk, parsed.ok() ? (*parsed)->hold : nullptr)));
+      // Before the answer: whoever has it may count on a worker's memory being given back.
+      if (parsed.ok()) parsed->reset();
       Answer(request_id, std::move(messages));
     });
     return absl::OkStatus();
